@@ -1,0 +1,146 @@
+"""Conv: y[o] = Σ_j W[j] · x[o·s + j·d − p], so dx = Σ_j W[j]ᵀ · dy[(· + p − j·d) / s], where that is whole.
+
+Two ways of writing it, both with standard operators and a dynamic batch:
+
+``convtranspose``  ConvTranspose on the *same* initializer: its layout (M, C/g, kH, kW) is already right, so a
+                   TensorRT engine keeps one copy of the weight for both directions.
+``conv``           Conv on Wᵀ, flipped, at stride 1; for a stride, one small Conv for each phase of the
+                   input (:mod:`.windows`), interleaved. Wᵀ is computed in the graph from the same
+                   initializer, so the file does not grow; a runtime folds it when it loads the model.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import onnx_ir as ir
+
+from .emitter import Dgrad, Emitter, shape_of, static
+from .rules import Gradients, attribute, operand, vjp
+from .windows import Axis, Tap, interleave, window_axes
+
+
+@vjp("Conv", inputs=[0])
+def conv(b: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
+    """Gradient of the image; weight and bias are constants of a classifier."""
+    weight = operand(node, 1)
+    axes = window_axes(node, [static(n) for n in shape_of(weight)[2:]])
+    group = attribute(node, "group", 1)
+    if _lowering(b, axes) is Dgrad.CONVTRANSPOSE:
+        dx = _by_convtranspose(b, node, weight, dy, axes, group)
+    elif all(axis.stride == 1 for axis in axes):
+        dx = _phase(b, weight, dy, axes, group, [list(range(axis.kernel)) for axis in axes], [0] * len(axes))
+    else:
+        dx = _by_phases(b, weight, dy, axes, group)
+    return (dx, *[None] * (len(node.inputs) - 1))
+
+
+def _lowering(b: Emitter, axes: Sequence[Axis]) -> Dgrad:
+    """The form of one convolution.
+
+    TensorRT refuses a ConvTranspose with both a stride and a dilation; everything else it builds.
+    """
+    strided_and_dilated = any(axis.stride > 1 for axis in axes) and any(axis.dilation > 1 for axis in axes)
+    if b.dgrad is Dgrad.AUTO:
+        return Dgrad.CONV if strided_and_dilated else Dgrad.CONVTRANSPOSE
+    return b.dgrad
+
+
+def _by_convtranspose(
+    b: Emitter, node: ir.Node, weight: ir.Value, dy: ir.Value, axes: Sequence[Axis], group: int
+) -> ir.Value:
+    # The padding after the input is what makes the output as long as x. Where the stride skipped more
+    # positions than there was padding, output_padding adds them.
+    ends = [-axis.remainder for axis in axes]
+    source = operand(node, 0)
+    return b.op(
+        "ConvTranspose",
+        dy,
+        weight,
+        shape=shape_of(source),
+        kernel_shape=[axis.kernel for axis in axes],
+        strides=[axis.stride for axis in axes],
+        dilations=[axis.dilation for axis in axes],
+        pads=[*(axis.begin for axis in axes), *(max(0, end) for end in ends)],
+        output_padding=[max(0, -end) for end in ends],
+        group=group,
+    )
+
+
+def _by_phases(b: Emitter, weight: ir.Value, dy: ir.Value, axes: Sequence[Axis], group: int) -> ir.Value:
+    phases: dict[Tap, ir.Value] = {}
+    for phase in itertools.product(*(range(axis.stride) for axis in axes)):
+        chosen = [
+            [j for j in range(axis.kernel) if axis.shift_and_phase(j)[1] == rho]
+            for axis, rho in zip(axes, phase, strict=True)
+        ]
+        if all(chosen):
+            phases[phase] = _phase(b, weight, dy, axes, group, chosen, phase)
+    return interleave(b, phases, axes)
+
+
+def _phase(
+    b: Emitter,
+    weight: ir.Value,
+    dy: ir.Value,
+    axes: Sequence[Axis],
+    group: int,
+    chosen: Sequence[list[int]],
+    phase: Sequence[int],
+) -> ir.Value:
+    """One phase of dx, (N, C, *grid), by a stride-1 Conv over the taps that land in it.
+
+    Tap j adds W[j]ᵀ dy[q − t_j] to element q, and the t_j of one phase are evenly spaced: a correlation
+    with the flipped taps, dilated by that spacing.
+    """
+    first = [axis.shift_and_phase(js[0])[0] for axis, js in zip(axes, chosen, strict=True)]
+    last = [axis.shift_and_phase(js[-1])[0] for axis, js in zip(axes, chosen, strict=True)]
+    # Element q of the Conv reads dy from q − begin on; its last tap, of the smallest shift, dy[q − t_first].
+    begins = last
+    ends = [axis.grid - axis.out - t for axis, t in zip(axes, first, strict=True)]
+    spatial = range(2, 2 + len(axes))
+    # A convolution cannot pad by a negative number: crop dy instead.
+    dy = b.pad(dy, spatial, [min(0, n) for n in begins], [min(0, n) for n in ends])
+    channels = static(shape_of(weight)[1]) * group
+    return b.op(
+        "Conv",
+        dy,
+        _transposed(b, weight, axes, group, chosen),
+        shape=(shape_of(dy)[0], channels, *(axis.grid for axis in axes)),
+        kernel_shape=[len(js) for js in chosen],
+        dilations=[axis.dilation // math.gcd(axis.dilation, axis.stride) for axis in axes],
+        pads=[*(max(0, n) for n in begins), *(max(0, n) for n in ends)],
+        group=group,
+    )
+
+
+def _transposed(
+    b: Emitter, weight: ir.Value, axes: Sequence[Axis], group: int, chosen: Sequence[list[int]]
+) -> ir.Value:
+    """(M, C/g, *kernel) → (C, M/g, *chosen, flipped), from the initializer by nodes that a runtime folds."""
+    m, c, *kernel = (static(n) for n in shape_of(weight))
+    rank = len(kernel)
+    flips = [js for js, k in zip(chosen, kernel, strict=True) if k > 1]
+    if flips:
+        # Slice walks backwards from the last chosen tap; INT64_MIN is "past the beginning".
+        steps = [-(js[1] - js[0]) if len(js) > 1 else -1 for js in flips]
+        starts = [js[-1] for js in flips]
+        ends = [js[0] - 1 if js[0] > 0 else -(2**63) for js in flips]
+        where = [2 + i for i, k in enumerate(kernel) if k > 1]
+        kernel = [len(js) for js in chosen]
+        weight = b.op(
+            "Slice",
+            weight,
+            b.ints(*starts),
+            b.ints(*ends),
+            b.ints(*where),
+            b.ints(*steps),
+            shape=(m, c, *kernel),
+        )
+    if group == 1:
+        return b.transpose(weight, [1, 0, *range(2, 2 + rank)])
+    weight = b.reshape(weight, (group, m // group, c, *kernel))
+    weight = b.transpose(weight, [0, 2, 1, *range(3, 3 + rank)])
+    return b.reshape(weight, (group * c, m // group, *kernel))

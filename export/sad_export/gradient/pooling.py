@@ -1,0 +1,90 @@
+"""Pools: every output hands its gradient to the inputs that it was computed from.
+
+MaxPool      dx[p] = Σ_o dy[o] · 1[p is the first maximum of window o]
+AveragePool  dx[p] = Σ_{o ∋ p} dy[o] / count(o)
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from .emitter import Emitter, shape_of, static
+from .rules import Gradients, attribute, operand, vjp
+from .windows import Axis, gather, scatter, taps, window_axes
+
+# Stands for "outside the input" in comparisons with a window's maximum. Finite, and within fp16.
+_LOWEST = -65504.0
+
+
+@vjp("MaxPool", inputs=[0], refuses=lambda node: _refuse_indices(node))
+def max_pool(b: Emitter, node: ir.Node, dy: ir.Value, *_: ir.Value | None) -> Gradients:
+    """The first maximum in scan order takes the gradient, as in PyTorch.
+
+    Without the operator's Indices, which TensorRT refuses: each tap's input is compared with the maximum,
+    and a window that has found its maximum is closed for the taps after it.
+    """
+    x, y = operand(node, 0), node.outputs[0]
+    axes = window_axes(node, attribute(node, "kernel_shape", ()))
+    read = gather(b, x, axes, fill=_LOWEST)
+    contributions = {}
+    open_windows = None
+    for i, (tap, value) in enumerate(read.items()):
+        first = b.op("Equal", value, y, dtype=ir.DataType.BOOL)
+        if open_windows is not None:
+            first = b.op("And", first, open_windows)
+        contributions[tap] = b.masked(dy, first)
+        if i < len(read) - 1:
+            # Xor closes: `first` holds only where the window was open.
+            open_windows = b.op("Not", first) if open_windows is None else b.op("Xor", open_windows, first)
+    return (scatter(b, contributions, axes),)
+
+
+def _refuse_indices(node: ir.Node) -> str | None:
+    if len(node.outputs) > 1 and any(True for _ in node.outputs[1].uses()):
+        return "the Indices output of MaxPool is used"
+    return None
+
+
+@vjp("AveragePool")
+def average_pool(b: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
+    """Each tap gets the same share; windows at the border may count fewer elements."""
+    axes = window_axes(node, attribute(node, "kernel_shape", ()))
+    counts = _counts(axes, include_pad=attribute(node, "count_include_pad", 0) == 1)
+    if (counts == counts.flat[0]).all():
+        share = b.scale(dy, 1.0 / float(counts.flat[0]))
+    else:
+        share = b.op("Mul", dy, b.like(dy, 1.0 / counts[None, None]))
+    # The window is a product of intervals, so one axis after the other needs Σ k taps instead of Π k.
+    for i, axis in enumerate(axes):
+        others = [Axis(n, n, 1, 1, 1, 0, 0) for n in map(static, shape_of(share)[2:])]
+        line = [*others[:i], axis, *others[i + 1 :]]
+        share = scatter(b, dict.fromkeys(taps(line), share), line)
+    return (share,)
+
+
+def _counts(axes: Sequence[Axis], *, include_pad: bool) -> np.ndarray[Any, Any]:
+    """How many elements each window averages, of shape ``out``.
+
+    Padding counts if asked for, but what ceil_mode adds beyond the padding never does.
+    """
+    per_axis = []
+    for axis in axes:
+        low, high = (-axis.begin, axis.size + axis.end) if include_pad else (0, axis.size)
+        first = np.arange(axis.out)[:, None] * axis.stride - axis.begin
+        positions = first + np.arange(axis.kernel)[None] * axis.dilation
+        per_axis.append(((positions >= low) & (positions < high)).sum(1).astype(np.float64))
+    return functools.reduce(np.multiply.outer, per_axis)
+
+
+@vjp("GlobalAveragePool")
+def global_average_pool(b: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
+    """dx = dy / (H·W), repeated over the image."""
+    x = operand(node, 0)
+    size = math.prod(static(n) for n in shape_of(x)[2:])
+    return (b.expand(b.scale(dy, 1.0 / size), shape_of(x)),)

@@ -1,0 +1,102 @@
+"""The input gradient of a classifier as a graph of its own: logits, and ∂Φ_i*/∂x for the largest logit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+
+from .gradient import Dgrad, Emitter, covered, reverse, seed_at_maximum, without_rule
+from .model import ForwardGraph, GraphError, finish, load_classifier
+
+_NAMED_AT_MOST = 8
+
+
+def unsupported_nodes(model: onnx.ModelProto | str | Path, *, logits: str | None = None) -> list[str]:
+    """All nodes between image and logits that cannot be differentiated.
+
+    Args:
+        model: A forward classifier with one float input (N, C, H, W).
+        logits: Name of the logits where the graph has several outputs.
+
+    Returns:
+        One line a node, ``name: reason``; empty if there is none.
+
+    Raises:
+        GraphError: Not a classifier at all.
+    """
+    graph = load_classifier(model, logits=logits)
+    return [f"{node.name}: {reason}" for node, reason in without_rule(graph.nodes, graph.image, graph.logits)]
+
+
+def input_gradient(
+    model: onnx.ModelProto | str | Path, *, logits: str | None = None, dgrad: str = "auto"
+) -> onnx.ModelProto:
+    """Add the gradient of the largest logit with respect to the image (Eq. 2 of the paper).
+
+    Args:
+        model: A forward classifier with one float input (N, C, H, W), from any framework; not modified.
+        logits: Name of the logits where the graph has several outputs.
+        dgrad: How convolutions are differentiated: ``auto``, ``convtranspose`` or ``conv``.
+
+    Returns:
+        A graph of standard operators with outputs ``logits`` (N, K) and ``gradient`` (N, C, H, W),
+        dynamic in N if the forward graph is.
+
+    Raises:
+        GraphError: Not a classifier, or some nodes have no gradient rule (all are named).
+    """
+    graph = load_classifier(model, logits=logits)
+    gradient = append_saliency(graph, graph.image, dgrad=Dgrad(dgrad))
+    rename(graph, {graph.logits: "logits", gradient: "gradient"})
+    graph.model.graph.outputs[:] = [graph.logits, gradient]
+    return finish(graph.model, what="input gradient")
+
+
+def append_saliency(graph: ForwardGraph, at: ir.Value, *, dgrad: Dgrad) -> ir.Value:
+    """Append S = ∂Φ_i*/∂at, i* = argmax_i Φ_i, to a forward graph.
+
+    Args:
+        graph: The graph to extend.
+        at: The value that S is taken at: the image, or the network's input after normalisation.
+        dgrad: The lowering of convolutions.
+
+    Returns:
+        S, of ``at``'s shape.
+
+    Raises:
+        GraphError: Some nodes cannot be differentiated; the graph is unchanged.
+    """
+    nodes = graph.nodes
+    if missing := without_rule(nodes, at, graph.logits):
+        listed = "; ".join(f"{node.name}: {reason}" for node, reason in missing[:_NAMED_AT_MOST])
+        more = f"; and {len(missing) - _NAMED_AT_MOST} more" if len(missing) > _NAMED_AT_MOST else ""
+        raise GraphError(
+            f"{len(missing)} nodes cannot be differentiated: {listed}{more}",
+            hint=f"rules exist for {', '.join(covered())}; "
+            "a new one is a function marked @vjp in sad_export/gradient (see docs/architecture.md)",
+        )
+    b = Emitter(opset=graph.opset, dgrad=dgrad)
+    gradient = reverse(b, nodes, seed_at_maximum(b, nodes, graph.logits), at)
+    adopt(graph.model.graph, b)
+    return gradient
+
+
+def adopt(graph: ir.Graph, b: Emitter) -> None:
+    """Put an emitter's nodes and constants at the end of a graph."""
+    for value in b.constants.values():
+        graph.register_initializer(value)
+    graph.extend(b.nodes)
+
+
+def rename(graph: ForwardGraph, names: dict[ir.Value, str]) -> None:
+    """Name values, and move whatever had one of these names before out of the way."""
+    wanted = set(names.values())
+    taken = [*graph.model.graph.inputs, *graph.model.graph.initializers.values()]
+    taken += [value for node in graph.model.graph for value in node.outputs]
+    for value in taken:
+        if value.name in wanted and value not in names:
+            value.name = f"forward/{value.name}"
+    for value, name in names.items():
+        value.name = name

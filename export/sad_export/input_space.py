@@ -1,0 +1,50 @@
+"""Pixels to network input inside the graph: x = (image − mean) / std, written as image·(1/std) − mean/std."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from .gradient import Emitter
+from .gradient.emitter import shape_of
+from .input_gradient import adopt
+from .model import ForwardGraph, GraphError
+
+
+def prepend_input_space(graph: ForwardGraph, mean: Sequence[float], std: Sequence[float]) -> ir.Value:
+    """Put the affine map in front of a classifier; its input then takes pixels in [0, 1].
+
+    Args:
+        graph: Extended in place.
+        mean: Per channel, in [0, 1].
+        std: Per channel, positive.
+
+    Returns:
+        x, the value that the network sees and that S is taken at.
+
+    Raises:
+        GraphError: Not one value per channel, or not finite and positive.
+    """
+    channels = graph.image_shape[1]
+    if len(mean) != channels or len(std) != channels:
+        raise GraphError(f"mean and std need {channels} values each, got {len(mean)} and {len(std)}")
+    if not np.isfinite(mean).all() or not all(np.isfinite(s) and s > 0 for s in std):
+        raise GraphError(f"mean must be finite and std positive, got {list(mean)} and {list(std)}")
+    readers = [use.node for use in graph.image.uses()]
+    b = Emitter(opset=graph.opset, prefix="normalise")
+    column = np.asarray(std, dtype=np.float64).reshape(1, -1, 1, 1)
+    scaled = b.op(
+        "Div",
+        b.op("Sub", graph.image, b.like(graph.image, np.reshape(mean, (1, -1, 1, 1)))),
+        b.like(graph.image, column),
+    )
+    adopt(graph.model.graph, b)
+    for node in readers:
+        for i, value in enumerate(node.inputs):
+            if value is graph.image:
+                node.replace_input_with(i, scaled)
+    graph.model.graph.sort()
+    assert shape_of(scaled) == graph.image_shape
+    return scaled

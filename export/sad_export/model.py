@@ -1,0 +1,204 @@
+"""Load and check a forward classifier: one float image input, one output of logits, static H and W.
+
+What comes out is a private copy in a normal form: functions inlined, constants lifted to initializers,
+identities removed, nodes in topological order, every value with its shape and type. Reports everything
+that is wrong at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+import onnx_ir.passes.common as common_passes
+
+from sad_runtime.errors import UserError
+
+from .gradient.emitter import Dim, shape_of
+
+MINIMUM_OPSET = 13
+"""ReduceSum and Squeeze take their axes as inputs from here on, and so do the gradients."""
+
+
+class GraphError(UserError):
+    """A graph that is not a classifier we can differentiate; nothing was written."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ForwardGraph:
+    """A checked classifier in normal form.
+
+    Attributes:
+        model: The private copy; whoever holds this may extend its graph.
+        image: The input, (N, C, H, W) float.
+        logits: The output, (N, K) float.
+        opset: Version of the default domain.
+    """
+
+    model: ir.Model
+    image: ir.Value
+    logits: ir.Value
+    opset: int
+
+    @property
+    def nodes(self) -> list[ir.Node]:
+        """The nodes in topological order."""
+        return list(self.model.graph)
+
+    @property
+    def image_shape(self) -> tuple[Dim, ...]:
+        """(N, C, H, W); a dynamic N is its name."""
+        return shape_of(self.image)
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return int(shape_of(self.logits)[1])
+
+
+def load_classifier(model: onnx.ModelProto | str | Path, *, logits: str | None = None) -> ForwardGraph:
+    """Read a forward classifier from a file or a ``ModelProto``.
+
+    Args:
+        model: Path or model; it is not modified.
+        logits: Name of the logits where the graph has several outputs.
+
+    Returns:
+        The checked graph.
+
+    Raises:
+        GraphError: It cannot be read, or is not a classifier; the message names every reason.
+    """
+    loaded = _read(model)
+    _normalise(loaded)
+    graph = loaded.graph
+    problems: list[str] = []
+    image = _the_image(graph.inputs, problems)
+    output = _the_logits(graph.outputs, logits, problems)
+    problems += _control_flow(graph)
+    opset = graph.opset_imports.get("", 0)
+    if opset < MINIMUM_OPSET:
+        problems.append(f"opset {opset} is older than {MINIMUM_OPSET}")
+    if problems or image is None or output is None:
+        raise GraphError(
+            f"{_name(model)} is not a classifier that can be differentiated: " + "; ".join(problems),
+            hint="export a model with one float image input (N, C, H, W) and one output of logits (N, K)",
+        )
+    # Other outputs are dropped: their nodes would be carried through both passes for nothing.
+    graph.outputs[:] = [output]
+    common_passes.RemoveUnusedNodesPass()(loaded)
+    return ForwardGraph(loaded, image, output, opset)
+
+
+def _name(model: onnx.ModelProto | str | Path) -> str:
+    return f"graph {model.graph.name!r}" if isinstance(model, onnx.ModelProto) else str(model)
+
+
+def _read(model: onnx.ModelProto | str | Path) -> ir.Model:
+    try:
+        if isinstance(model, onnx.ModelProto):
+            return ir.from_proto(model)
+        path = Path(model)
+        if not path.is_file():
+            raise GraphError(f"there is no ONNX file {path}")
+        loaded = ir.load(path)
+        _check_external_data(loaded, path.parent)
+    except UserError:
+        raise
+    except Exception as error:  # protobuf and onnx-ir raise their own kinds on broken files
+        raise GraphError(f"{_name(model)} is not a readable ONNX model: {error}") from error
+    return loaded
+
+
+def _check_external_data(model: ir.Model, folder: Path) -> None:
+    """Refuse weights that are missing or lie outside the model's folder."""
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if isinstance(tensor, ir.ExternalTensor):
+            path = (folder / str(tensor.location)).resolve()
+            if not path.is_relative_to(folder.resolve()):
+                raise GraphError(f"weight {value.name!r} lies outside the model's folder: {tensor.location}")
+            if not path.is_file():
+                raise GraphError(f"weight {value.name!r} is missing: there is no file {path}")
+
+
+def _normalise(model: ir.Model) -> None:
+    for step in (
+        common_passes.InlinePass(),
+        common_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        common_passes.RemoveInitializersFromInputsPass(),
+        common_passes.IdentityEliminationPass(),
+        common_passes.TopologicalSortPass(),
+        common_passes.NameFixPass(),
+        # Data propagation follows shapes through Shape → Gather → Concat → Reshape chains.
+        common_passes.ShapeInferencePass(check_type=True, strict_mode=False, data_prop=True),
+    ):
+        step(model)
+
+
+def _the_image(inputs: Sequence[ir.Value], problems: list[str]) -> ir.Value | None:
+    if len(inputs) != 1:
+        problems.append(
+            f"{len(inputs)} inputs ({', '.join(str(value.name) for value in inputs)}) instead of one"
+        )
+        return None
+    (image,) = inputs
+    if image.dtype is None or not image.dtype.is_floating_point():
+        problems.append(f"input {image.name!r} is {image.dtype}, not a float")
+    shape = shape_of(image) if image.shape is not None else ()
+    if len(shape) != 4:
+        problems.append(f"input {image.name!r} has rank {len(shape)}, not (N, C, H, W)")
+    elif any(isinstance(n, str) for n in shape[1:]):
+        problems.append(f"input {image.name!r} has dynamic C, H or W: {_text(shape)}; only N may be dynamic")
+    return image
+
+
+def _the_logits(outputs: Sequence[ir.Value], name: str | None, problems: list[str]) -> ir.Value | None:
+    names = ", ".join(str(value.name) for value in outputs)
+    if name is not None:
+        outputs = [value for value in outputs if value.name == name]
+        if not outputs:
+            problems.append(f"no output {name!r} among {names}")
+            return None
+    if len(outputs) != 1:
+        problems.append(f"{len(outputs)} outputs ({names}); name the logits with logits=")
+        return None
+    (logits,) = outputs
+    shape = shape_of(logits) if logits.shape is not None else ()
+    if len(shape) != 2 or isinstance(shape[1], str):
+        problems.append(f"output {logits.name!r} has shape {_text(shape)}, not (N, K)")
+    elif shape[1] < 2:
+        problems.append(f"output {logits.name!r} has {shape[1]} logit; a classifier has at least two")
+    return logits
+
+
+def _control_flow(graph: ir.Graph) -> list[str]:
+    found = sorted({node.op_type for node in graph if node.op_type in ("If", "Loop", "Scan")})
+    return [f"control flow ({', '.join(found)})"] if found else []
+
+
+def _text(shape: Sequence[Dim]) -> str:
+    return "(" + ", ".join(str(n) for n in shape) + ")"
+
+
+def finish(model: ir.Model, *, what: str) -> onnx.ModelProto:
+    """Serialise a graph that we built, and check it in full.
+
+    Args:
+        model: The extended graph.
+        what: For the producer string, for example ``"two-pass"``.
+
+    Returns:
+        The model, passed by ``onnx.checker`` with type and shape inference.
+    """
+    common_passes.RemoveUnusedNodesPass()(model)
+    common_passes.ClearMetadataAndDocStringPass()(model)
+    model.producer_name = f"sad-deploy {what}"
+    proto: Any = ir.to_proto(model)
+    assert isinstance(proto, onnx.ModelProto)
+    common_passes.CheckerPass(full_check=True)(model)
+    return proto

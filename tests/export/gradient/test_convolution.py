@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from differentiate import check, forward_model, gradient, gradient_model, node, run
+
+RNG = np.random.default_rng(7)
+
+# kernel, stride, dilation, pads (top, left, bottom, right), group, size
+CASES = {
+    "pointwise": ((1, 1), (1, 1), (1, 1), (0, 0, 0, 0), 1, (5, 6)),
+    "same": ((3, 3), (1, 1), (1, 1), (1, 1, 1, 1), 1, (5, 6)),
+    "stride": ((3, 3), (2, 2), (1, 1), (1, 1, 1, 1), 1, (8, 8)),
+    "stride_odd_size": ((3, 3), (2, 2), (1, 1), (1, 1, 1, 1), 1, (7, 9)),
+    "pointwise_stride": ((1, 1), (2, 2), (1, 1), (0, 0, 0, 0), 1, (8, 7)),
+    "stem_7x7": ((7, 7), (2, 2), (1, 1), (3, 3, 3, 3), 1, (16, 15)),
+    "stride_beyond_kernel": ((2, 2), (3, 3), (1, 1), (0, 0, 0, 0), 1, (10, 11)),
+    "unequal_strides": ((3, 2), (2, 3), (1, 1), (1, 0, 1, 1), 1, (9, 10)),
+    "asymmetric_pads": ((3, 3), (2, 1), (1, 1), (0, 2, 1, 0), 1, (8, 7)),
+    "padding_beyond_kernel": ((1, 2), (1, 1), (1, 1), (2, 3, 1, 2), 1, (4, 5)),
+    "dilation": ((3, 3), (1, 1), (2, 3), (2, 3, 2, 3), 1, (9, 10)),
+    "stride_and_dilation": ((3, 3), (2, 2), (2, 2), (2, 2, 2, 2), 1, (11, 12)),
+    "stride_and_coprime_dilation": ((3, 3), (2, 2), (3, 3), (3, 3, 3, 3), 1, (11, 12)),
+    "groups": ((3, 3), (1, 1), (1, 1), (1, 1, 1, 1), 2, (6, 5)),
+    "depthwise_stride": ((3, 3), (2, 2), (1, 1), (1, 1, 1, 1), 4, (7, 8)),
+    "whole_image": ((5, 6), (1, 1), (1, 1), (0, 0, 0, 0), 1, (5, 6)),
+}
+
+
+@pytest.mark.parametrize("dgrad", ["auto", "convtranspose", "conv"])
+@pytest.mark.parametrize("case", CASES)
+def test_conv_equals_float64_autograd(case: str, dgrad: str) -> None:
+    kernel, strides, dilations, pads, group, size = CASES[case]
+    x = RNG.normal(size=(2, 4, *size))
+    w = RNG.normal(size=(6 if group != 4 else 8, 4 // group, *kernel))
+    xt = torch.tensor(x, requires_grad=True)
+    padded = torch.nn.functional.pad(xt, (pads[1], pads[3], pads[0], pads[2]))
+    y = torch.nn.functional.conv2d(padded, torch.tensor(w), stride=strides, dilation=dilations, groups=group)
+    dy = RNG.normal(size=y.shape)
+    (expected,) = torch.autograd.grad(y, xt, torch.tensor(dy))
+    nodes = [
+        node(
+            "Conv",
+            ["x", "w"],
+            kernel_shape=kernel,
+            strides=strides,
+            dilations=dilations,
+            pads=pads,
+            group=group,
+        )
+    ]
+    dx = gradient(nodes, x, dy, {"w": w}, dgrad=dgrad)
+    np.testing.assert_allclose(dx, expected.numpy(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dgrad", ["convtranspose", "conv"])
+@pytest.mark.parametrize("auto_pad", ["SAME_UPPER", "SAME_LOWER", "VALID"])
+def test_conv_with_auto_pad(auto_pad: str, dgrad: str) -> None:
+    w = RNG.normal(size=(3, 2, 4, 3))
+    check([node("Conv", ["x", "w"], auto_pad=auto_pad, strides=[2, 3])], (2, 2, 9, 8), {"w": w}, dgrad=dgrad)
+
+
+@pytest.mark.parametrize("dgrad", ["convtranspose", "conv"])
+def test_conv_in_one_dimension(dgrad: str) -> None:
+    w = RNG.normal(size=(3, 2, 3))
+    check([node("Conv", ["x", "w"], strides=[2], pads=[1, 0])], (2, 2, 9), {"w": w}, dgrad=dgrad)
+
+
+@pytest.mark.parametrize("dgrad", ["convtranspose", "conv"])
+def test_conv_over_a_sweep_of_sizes(dgrad: str) -> None:
+    """Every small combination along one axis: the places where an off-by-one hides."""
+    checked = 0
+    for size, k, s, d, begin, end in itertools.product(
+        (4, 7), (1, 2, 3), (1, 2, 3), (1, 2), (0, 1, 2), (0, 2)
+    ):
+        if (k - 1) * d + 1 > size + begin + end:
+            continue
+        w = RNG.normal(size=(2, 1, k))
+        x = RNG.normal(size=(1, 1, size))
+        xt = torch.tensor(x, requires_grad=True)
+        y = torch.nn.functional.conv1d(
+            torch.nn.functional.pad(xt, (begin, end)), torch.tensor(w), stride=s, dilation=d
+        )
+        dy = RNG.normal(size=y.shape)
+        (expected,) = torch.autograd.grad(y, xt, torch.tensor(dy))
+        nodes = [node("Conv", ["x", "w"], strides=[s], dilations=[d], pads=[begin, end])]
+        dx = gradient(nodes, x, dy, {"w": w}, dgrad=dgrad)
+        np.testing.assert_allclose(
+            dx, expected.numpy(), rtol=1e-4, atol=1e-5, err_msg=str((size, k, s, d, begin, end))
+        )
+        checked += 1
+    assert checked > 150
+
+
+def test_convtranspose_form_reads_the_forward_initializer() -> None:
+    w = RNG.normal(size=(3, 2, 3, 3))
+    forward = forward_model([node("Conv", ["x", "w"], strides=[2, 2])], ["N", 2, 9, 9], {"w": w})
+    model = gradient_model(forward, dgrad="convtranspose")
+    (backward,) = [n for n in model.graph.node if n.op_type == "ConvTranspose"]
+    assert backward.input[1] == "w"
+    assert sum(len(tensor.raw_data) for tensor in model.graph.initializer) < 1.1 * w.size * 4
+
+
+def test_stride_with_dilation_never_becomes_a_convtranspose_in_auto() -> None:
+    """TensorRT refuses that combination."""
+    w = RNG.normal(size=(3, 2, 3, 3))
+    forward = forward_model(
+        [node("Conv", ["x", "w"], strides=[2, 2], dilations=[2, 2])], ["N", 2, 9, 9], {"w": w}
+    )
+    operators = {n.op_type for n in gradient_model(forward).graph.node}
+    assert "ConvTranspose" not in operators
+
+
+def test_batch_is_dynamic() -> None:
+    w = RNG.normal(size=(3, 2, 3, 3))
+    model = gradient_model(
+        forward_model([node("Conv", ["x", "w"], strides=[2, 2])], ["N", 2, 9, 9], {"w": w}), dgrad="conv"
+    )
+    x = RNG.normal(size=(5, 2, 9, 9)).astype(np.float32)
+    dy = RNG.normal(size=(5, 3, 4, 4)).astype(np.float32)
+    whole = run(model, x=x, dy=dy)[1]
+    single = np.concatenate([run(model, x=x[i : i + 1], dy=dy[i : i + 1])[1] for i in range(5)])
+    np.testing.assert_allclose(whole, single, rtol=1e-5, atol=1e-6)
