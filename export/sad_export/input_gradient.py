@@ -8,6 +8,7 @@ import onnx
 import onnx_ir as ir
 
 from .gradient import Dgrad, Emitter, covered, reverse, seed_at_maximum, without_rule
+from .gradient.reverse import dependents
 from .model import ForwardGraph, GraphError, finish, load_classifier
 
 _NAMED_AT_MOST = 8
@@ -69,6 +70,8 @@ def append_saliency(graph: ForwardGraph, at: ir.Value, *, dgrad: Dgrad) -> ir.Va
         GraphError: Some nodes cannot be differentiated; the graph is unchanged.
     """
     nodes = graph.nodes
+    if graph.logits not in dependents(nodes, at):
+        raise GraphError(f"the logits {graph.logits.name!r} do not depend on {at.name!r}")
     if missing := without_rule(nodes, at, graph.logits):
         listed = "; ".join(f"{node.name}: {reason}" for node, reason in missing[:_NAMED_AT_MOST])
         more = f"; and {len(missing) - _NAMED_AT_MOST} more" if len(missing) > _NAMED_AT_MOST else ""

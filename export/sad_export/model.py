@@ -74,12 +74,13 @@ def load_classifier(model: onnx.ModelProto | str | Path, *, logits: str | None =
         GraphError: It cannot be read, or is not a classifier; the message names every reason.
     """
     loaded = _read(model)
+    if found := sorted({node.op_type for node in loaded.graph if node.op_type in ("If", "Loop", "Scan")}):
+        raise GraphError(f"{_name(model)} has control flow ({', '.join(found)}), which has no gradient rule")
     _normalise(loaded)
     graph = loaded.graph
     problems: list[str] = []
     image = _the_image(graph.inputs, problems)
     output = _the_logits(graph.outputs, logits, problems)
-    problems += _control_flow(graph)
     opset = graph.opset_imports.get("", 0)
     if opset < MINIMUM_OPSET:
         problems.append(f"opset {opset} is older than {MINIMUM_OPSET}")
@@ -174,11 +175,6 @@ def _the_logits(outputs: Sequence[ir.Value], name: str | None, problems: list[st
     elif shape[1] < 2:
         problems.append(f"output {logits.name!r} has {shape[1]} logit; a classifier has at least two")
     return logits
-
-
-def _control_flow(graph: ir.Graph) -> list[str]:
-    found = sorted({node.op_type for node in graph if node.op_type in ("If", "Loop", "Scan")})
-    return [f"control flow ({', '.join(found)})"] if found else []
 
 
 def _text(shape: Sequence[Dim]) -> str:

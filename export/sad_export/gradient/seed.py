@@ -45,10 +45,8 @@ def seed_at_maximum(b: Emitter, nodes: Sequence[ir.Node], logits: ir.Value) -> d
 
 
 def _is_linear(node: ir.Node) -> bool:
-    if node.op_type == "Gemm":
-        plain = not attribute(node, "transA", 0)
-    else:
-        plain = node.op_type == "MatMul" and len(node.inputs[0].shape or ()) == 2 if node.inputs[0] else False
-    bias = node.inputs[2] if len(node.inputs) > 2 else None
-    constant = constant_array(node.inputs[1]) is not None and (bias is None or bias.const_value is not None)
-    return plain and constant
+    """Whether the logits are features · W + b with constant W and b."""
+    if node.op_type not in ("Gemm", "MatMul") or node.domain or attribute(node, "transA", 0):
+        return False
+    plain = len(shape_of(operand(node, 0))) == 2
+    return plain and all(constant_array(value) is not None for value in node.inputs[1:] if value is not None)

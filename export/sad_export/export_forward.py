@@ -1,0 +1,132 @@
+"""A bare forward graph to a verified two-pass file: no bundle, no PyTorch, no recalibrated statistics."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from sad_runtime.backends.tensorrt import Flavor
+from sad_runtime.errors import ImageError, UserError
+from sad_runtime.manifest import Color, Normalization, Preprocessing
+from sad_runtime.preprocess import load
+from sad_runtime.sources import find_images
+
+from .tensorrt import EngineInfo, build_engine
+from .two_pass import two_pass
+from .verify import Array
+from .verify_forward import ForwardVerification, verify_forward
+
+IMAGES_VERIFIED = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class ForwardExport:
+    """What was written.
+
+    Attributes:
+        graph: The two-pass file.
+        verification: Figures of the check against the forward graph.
+        engine: The engine beside it, if one was built.
+    """
+
+    graph: Path
+    verification: ForwardVerification
+    engine: EngineInfo | None
+
+
+def export_forward(
+    forward: Path,
+    out: Path,
+    *,
+    eta: float,
+    normalization: Normalization = Normalization.NONE,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    images: Path | None = None,
+    logits: str | None = None,
+    dgrad: str = "auto",
+    flavor: Flavor | None = None,
+    batch: tuple[int, int, int] = (1, 8, 64),
+) -> ForwardExport:
+    """Build, verify and write the two-pass graph of an ONNX classifier.
+
+    Args:
+        forward: The forward graph.
+        out: Where the two-pass graph goes; an engine goes beside it as ``NAME.FLAVOR.plan``.
+        eta: Hybridization ratio.
+        normalization: How S is scaled.
+        mean: Per channel; with ``std``, put into the graph.
+        std: Per channel.
+        images: Folder of real images to verify on. Without one, smoothed noise stands in.
+        logits: Name of the logits where the graph has several outputs.
+        dgrad: How convolutions are differentiated.
+        flavor: Which TensorRT builds an engine, if any.
+        batch: Profile of the engine.
+
+    Raises:
+        UserError: The graph, an argument or an image folder cannot be used, the check failed, or TensorRT
+            refused; nothing was written.
+    """
+    graph = two_pass(
+        forward, eta=eta, normalization=normalization, dgrad=dgrad, logits=logits, mean=mean, std=std
+    )
+    _, channels, height, width = (dim.dim_value for dim in graph.graph.input[0].type.tensor_type.shape.dim)
+    pixels = _real(images, channels, height, width) if images else _noise(channels, height, width)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
+        draft = Path(folder) / out.name
+        onnx.save(graph, str(draft))
+        verification = verify_forward(
+            draft,
+            forward,
+            pixels,
+            eta=eta,
+            normalization=normalization,
+            clip=None,
+            mean=mean,
+            std=std,
+            logits=logits,
+        )
+        info = None
+        if flavor is not None:
+            plan = out.with_suffix(f".{flavor}.plan")
+            info = build_engine(draft, draft.with_name(plan.name), flavor=flavor, batch=batch)
+            info.sidecar.replace(out.with_name(info.sidecar.name))
+            info.engine.replace(plan)
+            info = dataclasses.replace(info, engine=plan, sidecar=out.with_name(info.sidecar.name))
+        draft.replace(out)
+    return ForwardExport(out, verification, info)
+
+
+def _real(folder: Path, channels: int, height: int, width: int) -> Array:
+    """The first readable images below a folder, (N, C, H, W) float32 in [0, 1]."""
+    if channels not in (1, 3):
+        raise UserError(
+            f"images have 1 or 3 channels, this graph takes {channels}", hint="leave --images out"
+        )
+    color = Color.RGB if channels == 3 else Color.GRAY
+    preprocessing = Preprocessing(color=color, resize=(height, width), crop=(height, width))
+    read: list[Array] = []
+    for path in find_images([str(folder)]).paths:
+        try:
+            read.append(load(path, preprocessing))
+        except ImageError:
+            continue
+        if len(read) == IMAGES_VERIFIED:
+            break
+    if not read:
+        raise UserError(f"no image in {folder} can be read")
+    return np.stack(read)
+
+
+def _noise(channels: int, height: int, width: int) -> Array:
+    """Smooth random images: white noise drives most networks into one class."""
+    rng = np.random.default_rng(0)
+    coarse = rng.random((IMAGES_VERIFIED, channels, -(-height // 8), -(-width // 8)), dtype=np.float32)
+    blocks: Array = coarse.repeat(8, axis=2).repeat(8, axis=3)[:, :, :height, :width]
+    return blocks

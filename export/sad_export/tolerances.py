@@ -1,0 +1,38 @@
+"""The one table of tolerances, used by verification and by tests."""
+
+from __future__ import annotations
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Tolerance:
+    """What a graph must reach against its reference on real images.
+
+    Attributes:
+        label_agreement: Least share of equal labels, of either pass.
+        logits_relative_l2: Largest ‖Δ‖/‖reference‖ of the logits of either pass.
+        saliency_cosine_median: Least median over the images of cos(S, S_reference).
+        saliency_cosine_min: Least cosine of a single image. Looser: a sample on a ReLU boundary may take
+            the other side, which changes its saliency by a jump.
+        saliency_variation: Least largest ‖S_i − mean S‖/‖mean S‖ over the images. A saliency that does not
+            change with the image is wrong however well the logits agree.
+    """
+
+    label_agreement: float
+    logits_relative_l2: float
+    saliency_cosine_median: float
+    saliency_cosine_min: float
+    saliency_variation: float
+
+
+TOLERANCES = {
+    "fp32": Tolerance(
+        label_agreement=1.0,
+        logits_relative_l2=1e-4,
+        saliency_cosine_median=0.9999,
+        saliency_cosine_min=0.99,
+        saliency_variation=1e-3,
+    ),
+}
+"""By precision of the graph."""

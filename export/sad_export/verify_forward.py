@@ -1,0 +1,135 @@
+"""Check a two-pass graph against nothing but its own forward graph, where there is no PyTorch model.
+
+1. ``plain_logits`` are the forward graph's logits.
+2. ``logits`` are the forward graph's logits on x + η·n(S), with S as the two-pass graph gave it.
+3. S is the gradient: the largest logit changes along S as ‖S‖ says. With ŝ = S/‖S‖,
+   (Φ(x + hŝ) − Φ(x − hŝ)) / 2h ≈ ‖S‖, by central differences in float32, so with the median over the images.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from sad_runtime.manifest import Normalization
+
+from .verify import Array, VerificationError, cpu_session, relative_l2
+
+_LOGITS_TOLERANCE = 1e-4
+# Central differences cross kinks of a ReLU network; a wrong rule misses by far more.
+_SLOPE_TOLERANCE = 0.05
+# The step h, relative to ‖x‖: between float32's rounding and the curvature.
+_RELATIVE_STEP = 1e-3
+
+
+@dataclasses.dataclass(frozen=True)
+class ForwardVerification:
+    """Figures of the check.
+
+    Attributes:
+        images: Number of images.
+        plain_logits_relative_l2: Of the first pass against the forward graph.
+        logits_relative_l2: Of the second pass against the forward graph on x + η·n(S).
+        slope_error: |measured slope along S / ‖S‖ − 1|, median over the images.
+    """
+
+    images: int
+    plain_logits_relative_l2: float
+    logits_relative_l2: float
+    slope_error: float
+
+
+def verify_forward(
+    two_pass: Path,
+    forward: Path,
+    images: Array,
+    *,
+    eta: float,
+    normalization: Normalization,
+    clip: tuple[Array, Array] | None,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    logits: str | None = None,
+) -> ForwardVerification:
+    """Check a two-pass graph against its forward graph.
+
+    Args:
+        two_pass: The graph to check.
+        forward: The graph it was made from.
+        images: (N, C, H, W) float32 for the two-pass graph's input.
+        eta: As given to :func:`sad_export.two_pass`, like the following.
+        normalization: How S is scaled.
+        clip: Bounds of x + η·n(S), each broadcastable to (N, C, H, W).
+        mean: Per channel, or None if the forward graph takes the images as they are.
+        std: Per channel.
+        logits: Name of the forward graph's logits, where it has several outputs.
+
+    Raises:
+        VerificationError: Some figure is outside its tolerance, or every saliency is zero.
+    """
+    defended, plain = cpu_session(two_pass), cpu_session(forward)
+    name = plain.get_inputs()[0].name
+    output = logits or plain.get_outputs()[0].name
+
+    def phi(x: Array) -> Array:
+        # One image at a time: the forward graph's batch may be static.
+        return np.concatenate([plain.run([output], {name: row[None]})[0] for row in x.astype(np.float32)])
+
+    got = [defended.run(["logits", "saliency", "plain_logits"], {"image": image[None]}) for image in images]
+    second, saliency, first = (np.concatenate([row[i] for row in got]) for i in range(3))
+    x = images.astype(np.float64)
+    if mean is not None and std is not None:
+        x = (x - np.reshape(mean, (-1, 1, 1))) / np.reshape(std, (-1, 1, 1))
+    mixed = x + eta * _normalized(saliency.astype(np.float64), normalization)
+    if clip is not None:
+        mixed = np.clip(mixed, *clip)
+    figures = ForwardVerification(
+        images=len(images),
+        plain_logits_relative_l2=relative_l2(first, phi(x)),
+        logits_relative_l2=relative_l2(second, phi(mixed)),
+        slope_error=_slope_error(phi, x, saliency.astype(np.float64), first.argmax(1)),
+    )
+    problems = [
+        f"{what} {value:.3g} > {bound:.3g}"
+        for what, value, bound in (
+            ("relative L2 error of the first pass", figures.plain_logits_relative_l2, _LOGITS_TOLERANCE),
+            ("relative L2 error of the second pass", figures.logits_relative_l2, _LOGITS_TOLERANCE),
+            ("error of the slope along the saliency", figures.slope_error, _SLOPE_TOLERANCE),
+        )
+        if not value <= bound
+    ]
+    if problems:
+        raise VerificationError(
+            f"the two-pass graph contradicts {forward}: {'; '.join(problems)}", hint="nothing was kept"
+        )
+    return figures
+
+
+def _normalized(saliency: Array, normalization: Normalization) -> Array:
+    if normalization is Normalization.NONE:
+        return saliency
+    if normalization is Normalization.SIGN:
+        return np.sign(saliency)
+    axes = tuple(range(1, saliency.ndim))
+    square = normalization is Normalization.RMS
+    scale = (
+        np.sqrt((saliency**2).mean(axes, keepdims=True)) if square else abs(saliency).max(axes, keepdims=True)
+    )
+    return saliency / np.where(scale > 0, scale, 1.0)
+
+
+def _slope_error(phi: Callable[[Array], Array], x: Array, saliency: Array, labels: Array) -> float:
+    axes = tuple(range(1, x.ndim))
+    norms = np.sqrt((saliency**2).sum(axes, keepdims=True))
+    if not norms.any():
+        return float("nan")
+    direction = saliency / np.where(norms > 0, norms, 1.0)
+    step = _RELATIVE_STEP * np.sqrt((x**2).sum(axes, keepdims=True) + 1e-12)
+    rows = np.arange(len(x))
+    rise = phi(x + step * direction)[rows, labels] - phi(x - step * direction)[rows, labels]
+    flat = norms.reshape(-1)
+    slopes = rise / (2 * step.reshape(-1))
+    return float(np.median(np.abs(slopes[flat > 0] / flat[flat > 0] - 1)))

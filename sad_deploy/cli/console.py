@@ -1,0 +1,40 @@
+"""Where output goes: results to stdout, everything else to stderr. Colours follow NO_COLOR and the terminal."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.markup import escape
+
+# Wide enough when there is no terminal that a table in a log file is not folded.
+_WIDTH_WITHOUT_TERMINAL = 120
+
+
+def _console(*, stderr: bool) -> Console:
+    console = Console(stderr=stderr, highlight=False)
+    if not console.is_terminal:
+        console.width = _WIDTH_WITHOUT_TERMINAL
+    return console
+
+
+stdout = _console(stderr=False)
+stderr = _console(stderr=True)
+
+
+def print_error(message: str) -> None:
+    """One line on stderr: what is wrong."""
+    stderr.print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True)
+
+
+def print_hint(message: str) -> None:
+    """One line on stderr: what to do about it."""
+    stderr.print(f"[bold cyan]hint:[/] {escape(message)}", soft_wrap=True)
+
+
+def print_warning(message: str) -> None:
+    """One line on stderr: what went through but deserves a look."""
+    stderr.print(f"[bold yellow]warning:[/] {escape(message)}", soft_wrap=True)
+
+
+def print_status(message: str) -> None:
+    """One line on stderr: what is being done or was done."""
+    stderr.print(escape(message), soft_wrap=True)

@@ -1,0 +1,176 @@
+"""``sad-deploy export``: a calibrated bundle, or a forward ONNX graph, to a two-pass graph and engine."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sad_runtime.errors import UserError
+from sad_runtime.extras import require
+from sad_runtime.manifest import Normalization
+
+from .console import print_status, print_warning, stdout
+
+if TYPE_CHECKING:
+    from sad_export.tensorrt import EngineInfo
+
+DEFAULT_BUNDLE = Path("sad-model")
+
+
+class FlavorOption(enum.StrEnum):
+    """Which TensorRT builds."""
+
+    AUTO = "auto"
+    TENSORRT = "tensorrt"
+    RTX = "rtx"
+
+
+class DgradOption(enum.StrEnum):
+    """How convolutions are differentiated."""
+
+    AUTO = "auto"
+    CONVTRANSPOSE = "convtranspose"
+    CONV = "conv"
+
+
+def export(
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="[BUNDLE|forward.onnx]", help="A calibrated bundle, or a forward ONNX graph."),
+    ] = DEFAULT_BUNDLE,
+    trt: Annotated[
+        bool, typer.Option("--trt", help="Also build a TensorRT engine (RTX: needs no GPU).")
+    ] = False,
+    flavor: Annotated[FlavorOption, typer.Option(help="Which TensorRT builds it.")] = FlavorOption.AUTO,
+    batch: Annotated[
+        str, typer.Option(metavar="MIN:BEST:MAX", help="Batch sizes that the engine serves.")
+    ] = "1:8:64",
+    dgrad: Annotated[
+        DgradOption, typer.Option(help="How convolutions are differentiated.")
+    ] = DgradOption.AUTO,
+    eta: Annotated[
+        float | None, typer.Option(help="forward.onnx only: the hybridization ratio.", show_default=False)
+    ] = None,
+    normalization: Annotated[
+        Normalization | None, typer.Option(help="forward.onnx only: scaling of S.", show_default="none")
+    ] = None,
+    mean: Annotated[
+        str | None, typer.Option(help="forward.onnx only: comma-separated, per channel; put into the graph.")
+    ] = None,
+    std: Annotated[str | None, typer.Option(help="forward.onnx only: likewise.")] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(help="forward.onnx only: folder of real images to verify on.", show_default=False),
+    ] = None,
+    logits: Annotated[
+        str | None,
+        typer.Option(help="forward.onnx only: the output that holds the logits.", show_default=False),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="forward.onnx only: where the graph goes.", show_default="NAME.sad.onnx"),
+    ] = None,
+) -> None:
+    """Write the two-pass ONNX graph, verify it on real images, and build a TensorRT engine with --trt.
+
+    A bundle is verified against its PyTorch model and rewritten as a whole, or left as it was. A bare forward
+    graph is taken as it is: S at its input, and no BatchNorm statistics recalibrated.
+    """
+    profile = _parse_batch(batch)
+    bare_only = {
+        "--eta": eta, "--normalization": normalization, "--mean": mean, "--std": std,
+        "--images": images, "--logits": logits, "--out": out,
+    }  # fmt: skip
+    if source.suffix == ".onnx":
+        if eta is None:
+            raise UserError(
+                f"a bare graph needs --eta: {source} says nothing of it", hint="for example --eta 0.05"
+            )
+        require("onnx_ir", extra="export", need="sad-deploy export")
+        from sad_export.export_forward import export_forward
+        from sad_export.tensorrt.flavors import choose_flavor
+
+        if images is None:
+            print_warning("verifying on noise: give a folder of real images with --images")
+        made = export_forward(
+            source,
+            out or source.with_suffix(".sad.onnx"),
+            eta=eta,
+            normalization=normalization or Normalization.NONE,
+            mean=_numbers(mean, "--mean"),
+            std=_numbers(std, "--std"),
+            images=images,
+            logits=logits,
+            dgrad=dgrad.value,
+            flavor=choose_flavor(flavor.value) if trt else None,
+            batch=profile,
+        )
+        _print_figures(f"{made.graph} against {source}", dataclasses.asdict(made.verification))
+        info = made.engine
+    else:
+        if given := [name for name, value in bare_only.items() if value is not None]:
+            raise UserError(f"{', '.join(given)} only go with a bare forward.onnx; a bundle brings its own")
+        info = _export_bundle(source, dgrad.value, (flavor.value, profile) if trt else None)
+    if info is not None:
+        _print_engine(info)
+
+
+def _export_bundle(
+    source: Path, dgrad: str, engine: tuple[str, tuple[int, int, int]] | None
+) -> EngineInfo | None:
+    from sad_runtime.bundle import Bundle
+
+    bundle = Bundle.open(source)
+    require("torch", extra="calibrate", need="sad-deploy export of a bundle")
+    require("onnx_ir", extra="calibrate", need="sad-deploy export of a bundle")
+    from ..deployment import EngineRequest, export_bundle
+
+    exported = export_bundle(
+        bundle, dgrad=dgrad, engine=EngineRequest(*engine) if engine else None, status=print_status
+    )
+    _print_figures(f"{source}/model.onnx against PyTorch", exported.verification.as_dict())
+    print_status(f"{source}/model.onnx: {exported.graph_bytes / 1e6:.2f} MB, verified")
+    return exported.engine
+
+
+def _print_figures(title: str, figures: dict[str, float]) -> None:
+    """A two-column table on stdout."""
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", show_header=False)
+    for name, value in figures.items():
+        table.add_row(name.replace("_", " "), f"{value:.6g}")
+    stdout.print(table)
+
+
+def _print_engine(info: EngineInfo) -> None:
+    smallest, best, largest = info.batch
+    print_status(
+        f"{info.engine.name}: {info.bytes / 1e6:.2f} MB, {info.flavor} {info.version}, {info.precision}, "
+        f"batch {smallest} to {largest} (best {best}), built in {info.seconds:.1f} s; runs on {info.target}"
+    )
+
+
+def _parse_batch(text: str) -> tuple[int, int, int]:
+    parts = text.split(":")
+    if len(parts) != 3 or not all(part.isdigit() for part in parts):
+        raise UserError(f"--batch is MIN:BEST:MAX, got {text!r}", hint="for example --batch 1:8:64")
+    smallest, best, largest = map(int, parts)
+    if not 1 <= smallest <= best <= largest:
+        raise UserError(
+            f"--batch must ascend from at least 1, got {text!r}", hint="for example --batch 1:8:64"
+        )
+    return smallest, best, largest
+
+
+def _numbers(text: str | None, option: str) -> list[float] | None:
+    if text is None:
+        return None
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"{option} takes comma-separated numbers, got {text!r}") from None

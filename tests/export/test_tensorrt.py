@@ -1,0 +1,116 @@
+"""Real engines, built with TensorRT for RTX on a machine without a GPU."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import onnx
+import pytest
+from models import forward_onnx, small_cnn
+
+from sad_export import two_pass
+from sad_export.tensorrt import build_engine, choose_flavor
+from sad_export.tensorrt.build import EngineError
+from sad_runtime.devices import cuda_devices
+from sad_runtime.errors import BackendError, MissingExtraError
+
+trt = pytest.importorskip("tensorrt_rtx", reason="needs the extra rtx; the test install has it")
+
+
+@pytest.fixture(scope="module")
+def graph_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("graph") / "model.onnx"
+    onnx.save(two_pass(forward_onnx(small_cnn()), eta=0.3, mean=(0.5,) * 3, std=(0.25,) * 3), str(path))
+    return path
+
+
+def test_an_engine_is_built_and_described(graph_path: Path, tmp_path: Path) -> None:
+    info = build_engine(graph_path, tmp_path / "model.rtx.plan", flavor="rtx", batch=(1, 4, 16))
+    plan = (tmp_path / "model.rtx.plan").read_bytes()
+    sidecar = json.loads((tmp_path / "model.rtx.json").read_text())
+    assert len(plan) == info.bytes > 1000
+    assert sidecar["engine_sha256"] == hashlib.sha256(plan).hexdigest()
+    assert sidecar["onnx_sha256"] == hashlib.sha256(graph_path.read_bytes()).hexdigest()
+    assert sidecar["version"] == trt.__version__
+    assert sidecar["precision"] == "fp32"
+    assert sidecar["batch"] == [1, 4, 16]
+    assert sidecar["outputs"] == ["logits", "saliency", "plain_logits"]
+
+
+def test_the_plan_is_an_engine_to_tensorrt(graph_path: Path, tmp_path: Path) -> None:
+    """Its header is read without a GPU; a file that is no plan is refused by the same call."""
+    build_engine(graph_path, tmp_path / "m.plan", flavor="rtx")
+    runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
+    header = runtime.engine_header_size
+    validity, _ = runtime.get_engine_validity((tmp_path / "m.plan").read_bytes()[:header])
+    assert validity != trt.EngineValidity.INVALID or cuda_devices().count == 0
+    refused, _ = runtime.get_engine_validity(b"\0" * header)
+    assert refused == trt.EngineValidity.INVALID
+
+
+@pytest.mark.parametrize("normalization", ["rms", "linf", "sign"])
+@pytest.mark.parametrize("dgrad", ["convtranspose", "conv"])
+def test_every_form_of_the_graph_builds(normalization: str, dgrad: str, tmp_path: Path) -> None:
+    graph = two_pass(
+        forward_onnx(small_cnn()), eta=0.3, normalization=normalization, dgrad=dgrad, clip=(-2.0, 2.0)
+    )
+    onnx.save(graph, str(tmp_path / "m.onnx"))
+    assert build_engine(tmp_path / "m.onnx", tmp_path / "m.plan", flavor="rtx").bytes > 1000
+
+
+def test_a_refused_operator_is_named(tmp_path: Path) -> None:
+    """MaxPool with Indices, which TensorRT's parser refuses."""
+    pool = onnx.helper.make_node("MaxPool", ["image"], ["y", "i"], kernel_shape=[2, 2], name="the_pool")
+    graph = onnx.helper.make_graph(
+        [pool],
+        "g",
+        [onnx.helper.make_tensor_value_info("image", 1, ["N", 1, 4, 4])],
+        [onnx.helper.make_tensor_value_info("y", 1, None), onnx.helper.make_tensor_value_info("i", 7, None)],
+    )
+    onnx.save(
+        onnx.helper.make_model(graph, ir_version=10, opset_imports=[onnx.helper.make_opsetid("", 20)]),
+        str(tmp_path / "m.onnx"),
+    )
+    with pytest.raises(EngineError, match="the_pool.*MaxPool"):
+        build_engine(tmp_path / "m.onnx", tmp_path / "m.plan", flavor="rtx")
+    assert not (tmp_path / "m.plan").exists()
+
+
+@pytest.mark.parametrize("batch", [(0, 1, 2), (4, 2, 8), (1, 8, 4)])
+def test_a_profile_out_of_order_is_refused(
+    batch: tuple[int, int, int], graph_path: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(EngineError, match="ascending order"):
+        build_engine(graph_path, tmp_path / "m.plan", flavor="rtx", batch=batch)
+
+
+def test_auto_takes_the_flavor_that_works_here() -> None:
+    expected = "tensorrt" if cuda_devices().count and _installed("tensorrt") else "rtx"
+    assert choose_flavor("auto") == expected
+
+
+def test_a_missing_package_names_its_extra() -> None:
+    if _installed("tensorrt"):
+        pytest.skip("enterprise TensorRT is installed")
+    with pytest.raises(MissingExtraError) as caught:
+        choose_flavor("tensorrt")
+    assert caught.value.hint == 'pip install "sad-deploy[tensorrt]"'
+
+
+def test_enterprise_without_a_gpu_points_to_rtx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in package: only that one is installed matters here, not what it does."""
+    if cuda_devices().count:
+        pytest.skip("this machine has a GPU")
+    (tmp_path / "tensorrt.py").write_text("__version__ = '11.0'\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(BackendError, match="on the GPU that it will run on") as caught:
+        choose_flavor("tensorrt")
+    assert "--flavor rtx" in str(caught.value.hint)
+
+
+def _installed(module: str) -> bool:
+    import importlib.util
+
+    return importlib.util.find_spec(module) is not None

@@ -1,0 +1,131 @@
+"""The gate: what is right passes, and each way of being wrong is refused by its own figure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from models import forward_onnx, small_cnn
+from onnx import numpy_helper
+
+from sad_deploy.classifier import SADClassifier
+from sad_export import two_pass
+from sad_export.verify import VerificationError, verify
+from sad_export.verify_forward import verify_forward
+from sad_runtime.manifest import Normalization
+
+ETA = 5.0
+IMAGES = np.random.default_rng(1).random((11, 3, 16, 16), dtype=np.float32)
+
+
+@pytest.fixture(scope="module")
+def forward() -> onnx.ModelProto:
+    return forward_onnx(small_cnn())
+
+
+@pytest.fixture
+def graph(forward: onnx.ModelProto) -> onnx.ModelProto:
+    return two_pass(forward, eta=ETA)
+
+
+@pytest.fixture(scope="module")
+def reference() -> dict[str, np.ndarray]:
+    defended = SADClassifier(small_cnn(), eta=ETA).defend(torch.from_numpy(IMAGES))
+    return {name: value.numpy() for name, value in defended._asdict().items()}
+
+
+def saved(graph: onnx.ModelProto, folder: Path) -> Path:
+    path = folder / "model.onnx"
+    onnx.save(graph, str(path))
+    return path
+
+
+def test_the_right_graph_passes(graph: onnx.ModelProto, reference: dict, tmp_path: Path) -> None:
+    figures = verify(saved(graph, tmp_path), IMAGES, reference)
+    assert figures.images == 11
+    assert figures.label_agreement == figures.plain_label_agreement == 1
+    assert figures.logits_relative_l2 < 1e-5
+    assert figures.saliency_cosine_min > 0.999
+    assert figures.saliency_variation > 0.1
+
+
+def test_a_zero_saliency_is_refused_though_the_logits_agree(
+    graph: onnx.ModelProto, reference: dict, tmp_path: Path
+) -> None:
+    """With a small η the logits alone would pass."""
+    for node in graph.graph.node:
+        if node.output[0] == "saliency":
+            node.output[0] = "real"
+    graph.graph.node.append(onnx.helper.make_node("Sub", ["real", "real"], ["saliency"]))
+    with pytest.raises(VerificationError, match=r"median saliency cosine 0 < .*variation of the saliency"):
+        verify(saved(graph, tmp_path), IMAGES, reference)
+
+
+def test_a_constant_saliency_is_refused(forward: onnx.ModelProto, reference: dict, tmp_path: Path) -> None:
+    graph = two_pass(forward, eta=ETA)
+    for node in graph.graph.node:
+        if node.output[0] == "saliency":
+            node.output[0] = "real"
+    graph.graph.initializer.append(numpy_helper.from_array(reference["saliency"][:1], "constant"))
+    graph.graph.initializer.append(numpy_helper.from_array(np.zeros(1, np.float32), "zero"))
+    graph.graph.node.append(onnx.helper.make_node("Mul", ["real", "zero"], ["nothing"]))
+    graph.graph.node.append(onnx.helper.make_node("Add", ["nothing", "constant"], ["saliency"]))
+    with pytest.raises(VerificationError, match="variation of the saliency over the images 0 <"):
+        verify(saved(graph, tmp_path), IMAGES, reference)
+
+
+def test_a_changed_weight_is_refused(graph: onnx.ModelProto, reference: dict, tmp_path: Path) -> None:
+    weight = max(graph.graph.initializer, key=lambda t: np.prod(t.dims))
+    changed = numpy_helper.to_array(weight).copy()
+    changed *= 1.01
+    weight.CopyFrom(numpy_helper.from_array(changed, weight.name))
+    with pytest.raises(VerificationError, match="relative L2 error of the logits"):
+        verify(saved(graph, tmp_path), IMAGES, reference)
+
+
+def test_another_eta_is_refused(forward: onnx.ModelProto, reference: dict, tmp_path: Path) -> None:
+    with pytest.raises(VerificationError, match="relative L2 error of the logits"):
+        verify(saved(two_pass(forward, eta=ETA * 1.1), tmp_path), IMAGES, reference)
+
+
+def test_non_finite_logits_are_refused(graph: onnx.ModelProto, reference: dict, tmp_path: Path) -> None:
+    broken = {**reference, "logits": np.full_like(reference["logits"], np.nan)}
+    with pytest.raises(VerificationError, match="relative L2 error of the logits nan"):
+        verify(saved(graph, tmp_path), IMAGES, broken)
+
+
+def test_one_image_is_not_enough(graph: onnx.ModelProto, reference: dict, tmp_path: Path) -> None:
+    with pytest.raises(VerificationError, match="at least two images"):
+        verify(saved(graph, tmp_path), IMAGES[:1], {name: value[:1] for name, value in reference.items()})
+
+
+@pytest.mark.parametrize("normalization", list(Normalization))
+def test_a_bare_graph_is_checked_against_itself(
+    forward: onnx.ModelProto, normalization: Normalization, tmp_path: Path
+) -> None:
+    options = {"eta": 0.1, "mean": (0.4, 0.5, 0.6), "std": (0.2, 0.25, 0.3)}
+    path = saved(two_pass(forward, normalization=normalization, **options), tmp_path)
+    onnx.save(forward, str(tmp_path / "forward.onnx"))
+    figures = verify_forward(
+        path, tmp_path / "forward.onnx", IMAGES, normalization=normalization, clip=None, **options
+    )
+    assert figures.slope_error < 0.02
+
+
+def test_a_scaled_saliency_contradicts_the_slope(forward: onnx.ModelProto, tmp_path: Path) -> None:
+    graph = two_pass(forward, eta=0.1)
+    seed = next(n for n in graph.graph.node if n.op_type == "Gather")
+    doubled = numpy_helper.from_array(np.full(1, 2, np.float32), "two")
+    graph.graph.initializer.append(doubled)
+    position = list(graph.graph.node).index(seed)
+    original, seed.output[0] = seed.output[0], "seed"
+    graph.graph.node.insert(position + 1, onnx.helper.make_node("Mul", ["seed", "two"], [original]))
+    onnx.save(forward, str(tmp_path / "forward.onnx"))
+    with pytest.raises(VerificationError, match="slope along the saliency"):
+        verify_forward(
+            saved(graph, tmp_path), tmp_path / "forward.onnx", IMAGES,
+            eta=0.1, normalization=Normalization.NONE, clip=None, mean=None, std=None,
+        )  # fmt: skip
