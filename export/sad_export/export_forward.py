@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from PIL import Image
 
 from sad_runtime.backends.tensorrt import Flavor
 from sad_runtime.errors import ImageError, UserError
@@ -125,8 +126,11 @@ def _real(folder: Path, channels: int, height: int, width: int) -> Array:
 
 
 def _noise(channels: int, height: int, width: int) -> Array:
-    """Smooth random images: white noise drives most networks into one class."""
+    """Smooth random images: white noise drives most networks into one class, flat patches make maxima tie."""
     rng = np.random.default_rng(0)
-    coarse = rng.random((IMAGES_VERIFIED, channels, -(-height // 8), -(-width // 8)), dtype=np.float32)
-    blocks: Array = coarse.repeat(8, axis=2).repeat(8, axis=3)[:, :, :height, :width]
-    return blocks
+    coarse = rng.random(
+        (IMAGES_VERIFIED * channels, -(-height // 8) + 1, -(-width // 8) + 1), dtype=np.float32
+    )
+    smooth = [Image.fromarray(map_).resize((width, height), Image.Resampling.BICUBIC) for map_ in coarse]
+    images: Array = np.clip(np.stack([np.asarray(map_) for map_ in smooth]), 0, 1)
+    return images.reshape(IMAGES_VERIFIED, channels, height, width)

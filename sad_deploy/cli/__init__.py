@@ -8,9 +8,8 @@ Results go to stdout, progress and messages to stderr. Exit codes: 0 all good; 1
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
-import click
 import typer
 
 from sad_runtime.errors import UserError
@@ -26,6 +25,10 @@ from .inspect import inspect
 EXIT_INTERNAL_ERROR = 1
 EXIT_UNUSABLE_INPUT = 2
 EXIT_INTERRUPTED = 130
+
+# The base of all usage errors. Newer versions of typer carry their own copy of click, so that the class must be
+# found through typer.
+_CommandLineError: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
 app = typer.Typer(
     name="sad-deploy",
@@ -49,7 +52,8 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
     ] = False,
 ) -> None:
     """Deploy image classifiers with Saliency Adversarial Defense: calibrate, export, infer."""
@@ -64,10 +68,10 @@ def main() -> None:
         if error.hint:
             print_hint(error.hint)
         sys.exit(EXIT_UNUSABLE_INPUT)
-    except click.ClickException as error:
+    except _CommandLineError as error:
         error.show()
         sys.exit(EXIT_UNUSABLE_INPUT)
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         print_error("interrupted")
         sys.exit(EXIT_INTERRUPTED)
     sys.exit(code if isinstance(code, int) else 0)

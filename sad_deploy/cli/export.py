@@ -110,6 +110,7 @@ def export(
             batch=profile,
         )
         _print_figures(f"{made.graph} against {source}", dataclasses.asdict(made.verification))
+        print_status(f"{made.graph}: {made.graph.stat().st_size / 1e6:.2f} MB, verified")
         info = made.engine
     else:
         if given := [name for name, value in bare_only.items() if value is not None]:

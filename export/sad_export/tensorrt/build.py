@@ -16,7 +16,7 @@ from typing import Any
 
 import onnx
 
-from sad_runtime.backends.tensorrt import Flavor, _log_of, load_tensorrt
+from sad_runtime.backends.tensorrt import Flavor, error_log, load_tensorrt
 from sad_runtime.bundle.read import sha256
 from sad_runtime.devices import cuda_devices
 from sad_runtime.errors import UserError
@@ -111,7 +111,7 @@ def build_engine(
     chosen = choose_flavor(flavor)
     trt: Any = load_tensorrt(chosen, need="building a TensorRT engine")
     started = time.monotonic()
-    log = _log_of(trt)
+    log = error_log(trt)
     builder = trt.Builder(log)
     network = _parsed(trt, builder, log, onnx_path)
     image = network.get_input(0)

@@ -1,0 +1,66 @@
+"""What a serving host needs: the bundle format, image reading, backends, the folder pipeline, results.
+
+May import numpy, pillow and onnxruntime, and TensorRT lazily; never torch, onnx or the other two rooms. The
+names below are imported when first used: ``import sad_runtime`` alone loads neither numpy nor onnxruntime.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from .version import __version__
+
+if TYPE_CHECKING:
+    from .bundle import Bundle, check_destination, write_bundle
+    from .classifier import Classifier, Prediction
+    from .errors import BackendError, BundleError, ErrorCode, ImageError, UserError
+    from .manifest import Manifest
+    from .pipeline import classify
+    from .results import Row
+    from .sources import find_images
+
+_HOMES = {
+    "BackendError": "errors",
+    "Bundle": "bundle",
+    "BundleError": "errors",
+    "Classifier": "classifier",
+    "ErrorCode": "errors",
+    "ImageError": "errors",
+    "Manifest": "manifest",
+    "Prediction": "classifier",
+    "Row": "results",
+    "UserError": "errors",
+    "check_destination": "bundle",
+    "classify": "pipeline",
+    "find_images": "sources",
+    "write_bundle": "bundle",
+}
+
+__all__ = [
+    "BackendError",
+    "Bundle",
+    "BundleError",
+    "Classifier",
+    "ErrorCode",
+    "ImageError",
+    "Manifest",
+    "Prediction",
+    "Row",
+    "UserError",
+    "__version__",
+    "check_destination",
+    "classify",
+    "find_images",
+    "write_bundle",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,218 @@
+"""The ``cpu`` and ``cuda`` backends: an ONNX graph through onnxruntime.
+
+onnxruntime lists the CUDA provider as available wherever it is compiled in and silently runs on the CPU when
+the provider does not load, so what a session really got is checked, and the reason is taken from the only
+place where onnxruntime says it: its log.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import io
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from ..devices import available_cores, cuda_devices
+from ..errors import BackendError, BundleError
+from .protocol import INPUT
+
+
+class Provider(enum.StrEnum):
+    """Where onnxruntime runs the graph; the values are the backends' names."""
+
+    CPU = "cpu"
+    CUDA = "cuda"
+
+    @property
+    def onnxruntime_name(self) -> str:
+        """Name of the execution provider."""
+        return {Provider.CPU: "CPUExecutionProvider", Provider.CUDA: "CUDAExecutionProvider"}[self]
+
+
+class OnnxRuntimeBackend:
+    """An ONNX graph in onnxruntime; see :class:`~sad_runtime.backends.protocol.Backend`.
+
+    Args:
+        model: Path of the graph, or its bytes.
+        provider: Where to run it.
+
+    Raises:
+        BackendError: The provider does not load here, with the reason; or onnxruntime cannot read the graph.
+        BundleError: The graph's input is not a batch of images of one size.
+    """
+
+    def __init__(self, model: Path | bytes, provider: Provider) -> None:
+        self.name = str(provider)
+        self._session: Any = _open_session(model, provider)
+        self.output_names = tuple(output.name for output in self._session.get_outputs())
+        self.max_batch: int | None = None
+        inputs = {item.name: item for item in self._session.get_inputs()}
+        shape = inputs[INPUT].shape if INPUT in inputs else []
+        if len(shape) != 4 or not all(isinstance(side, int) for side in shape[1:]):
+            raise BundleError(f"the graph must have an input {INPUT!r} of shape (N, C, H, W), C, H, W static")
+        if isinstance(shape[0], int):
+            raise BundleError(f"the graph's batch size is fixed to {shape[0]}; it must be symbolic")
+        self.input_shape: tuple[int, int, int] = (shape[1], shape[2], shape[3])
+
+    def run(
+        self, images: npt.NDArray[np.float32], outputs: Sequence[str]
+    ) -> dict[str, npt.NDArray[np.float32]]:
+        """Run a batch; see the protocol."""
+        if self._session is None:
+            raise RuntimeError("the backend is closed")
+        try:
+            values = self._session.run(list(outputs), {INPUT: images})
+        except Exception as error:
+            if not _is_onnxruntimes(error):
+                raise
+            raise BackendError(
+                f"the {self.name} backend failed on a batch of {len(images)}: {_one_line(str(error))}",
+                hint="if memory ran out, a smaller --batch-size helps",
+            ) from error
+        return dict(zip(outputs, values, strict=True))
+
+    def close(self) -> None:
+        """Drop the session."""
+        self._session = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def provider_problem(provider: Provider) -> str | None:
+    """Why a provider does not load here, found by really creating a session with it; ``None`` if it loads."""
+    try:
+        with OnnxRuntimeBackend(_PROBE, provider):
+            return None
+    except BackendError as error:
+        return error.message
+
+
+def _open_session(model: Path | bytes, provider: Provider) -> Any:
+    source = model if isinstance(model, bytes) else os.fspath(model)
+    if provider is Provider.CUDA:
+        if problem := cuda_devices().problem:
+            raise BackendError(f"the cuda backend needs an NVIDIA GPU: {problem}", hint="use --backend cpu")
+        return _open_cuda_session(source)
+    import onnxruntime
+
+    try:
+        return onnxruntime.InferenceSession(source, _options(), providers=[provider.onnxruntime_name])
+    except Exception as error:
+        if not _is_onnxruntimes(error):
+            raise
+        raise BackendError(f"onnxruntime cannot open the graph: {_one_line(str(error))}") from error
+
+
+def _open_cuda_session(source: str | bytes) -> Any:
+    import onnxruntime
+
+    name = Provider.CUDA.onnxruntime_name
+    if name not in onnxruntime.get_available_providers():
+        raise BackendError(
+            f"this onnxruntime {onnxruntime.__version__} was built without CUDA",
+            hint="pip uninstall onnxruntime, then pip install onnxruntime-gpu",
+        )
+    log = _Log()
+    hint = 'pip install "sad-deploy[cuda]", or use --backend cpu'
+    try:
+        with _captured(log):
+            if hasattr(onnxruntime, "preload_dlls"):  # finds CUDA and cuDNN installed as Python packages
+                onnxruntime.preload_dlls()
+            # TF32 keeps 10 bits of a product's mantissa: labels near a boundary would differ from the CPU's.
+            # HEURISTIC: an exhaustive search for convolutions would be repeated for every batch size.
+            provider = (name, {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"})
+            session = onnxruntime.InferenceSession(
+                source, _options(), providers=[provider], enable_fallback=0
+            )
+    except Exception as error:
+        if not _is_onnxruntimes(error):
+            raise
+        raise BackendError(f"the cuda backend did not load: {_one_line(str(error))}", hint=hint) from error
+    if session.get_providers()[0] != name:
+        raise BackendError(f"the cuda backend did not load: {log.reason()}", hint=hint)
+    return session
+
+
+def _options() -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.intra_op_num_threads = available_cores()
+    # The decode threads need the cores that onnxruntime's would spend on waiting.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.enable_cpu_mem_arena = False
+    options.log_severity_level = 3  # errors only
+    return options
+
+
+def _is_onnxruntimes(error: Exception) -> bool:
+    # Its exceptions share no base class; a few arrive as plain RuntimeError.
+    return type(error).__module__.startswith("onnxruntime") or type(error) is RuntimeError
+
+
+class _Log:
+    """What onnxruntime wrote while a provider was loaded."""
+
+    text = ""
+
+    def reason(self) -> str:
+        """The cause in one line: the missing library if one is named."""
+        if match := re.search(r"(lib[\w.+-]+\.so[\w.]*|\w+\.dll): cannot open shared object file", self.text):
+            return f"{match[1]} was not found"
+        errors = re.findall(r"\[[EW]:onnxruntime[^\]]*\] (.+)", self.text)
+        return _one_line(errors[0] if errors else self.text) or "onnxruntime gave no reason"
+
+
+@contextlib.contextmanager
+def _captured(log: _Log) -> Iterator[None]:
+    """Catch what native code writes to file descriptor 2, and Python's prints, which belong to no result."""
+    printed = io.StringIO()
+    sys.stderr.flush()
+    try:
+        saved = os.dup(2)
+    except OSError:  # a process without standard error
+        with contextlib.redirect_stdout(printed):
+            yield
+        return
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), 2)
+        try:
+            with contextlib.redirect_stdout(printed):
+                yield
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+            file.seek(0)
+            log.text = file.read().decode(errors="replace") + printed.getvalue()
+
+
+def _one_line(text: str) -> str:
+    line = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", text).split())
+    return line if len(line) <= 300 else line[:297] + "..."
+
+
+# The smallest graph with our input, as ONNX serialises it: Identity, image (N, 1, 1, 1) → logits, opset 17.
+_PROBE = (
+    b"\x08\x08:c"
+    b'\n\x19\n\x05image\x12\x06logits"\x08Identity\x12\x01p'
+    b"Z \n\x05image\x12\x17\n\x15\x08\x01\x12\x11\n\x03\x12\x01N\n\x02\x08\x01\n\x02\x08\x01\n\x02\x08\x01"
+    b"b!\n\x06logits\x12\x17\n\x15\x08\x01\x12\x11\n\x03\x12\x01N\n\x02\x08\x01\n\x02\x08\x01\n\x02\x08\x01"
+    b"B\x04\n\x00\x10\x11"
+)

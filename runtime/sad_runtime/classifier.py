@@ -1,0 +1,193 @@
+"""A bundle as a classifier: ``with Classifier.load("sad-model") as c: c.predict(images).labels``."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+
+from .backend_choice import BackendChoice
+from .backends import Backend, OpenedBackend, open_backend
+from .backends.protocol import LOGITS, PLAIN_LOGITS, SALIENCY
+from .bundle import Bundle
+from .errors import BundleError, UserError
+from .manifest import Manifest
+
+OUTPUTS = (LOGITS, SALIENCY, PLAIN_LOGITS)
+"""What :meth:`Classifier.predict` can return."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """What the two-pass graph returned for N images.
+
+    Attributes:
+        logits: (N, K), of the second pass: Φ1(x + η·S1(x)).
+        saliency: (N, C, H, W), S1(x) unnormalised, in the network's input space; ``None`` if not asked for.
+        plain_logits: (N, K), of the first pass, without the defence; ``None`` if not asked for.
+    """
+
+    logits: npt.NDArray[np.float32]
+    saliency: npt.NDArray[np.float32] | None = None
+    plain_logits: npt.NDArray[np.float32] | None = None
+
+    @property
+    def labels(self) -> npt.NDArray[np.int64]:
+        """(N,): index of the largest logit, the first of equal ones."""
+        return np.asarray(self.logits.argmax(axis=1), dtype=np.int64)
+
+    @property
+    def probabilities(self) -> npt.NDArray[np.float64]:
+        """(N, K): softmax of the logits."""
+        return softmax(self.logits)
+
+
+class Classifier:
+    """A loaded bundle. A context manager; not for several threads at once.
+
+    Args:
+        bundle: The opened bundle.
+        opened: Its loaded backend, which the classifier closes.
+    """
+
+    def __init__(self, bundle: Bundle, opened: OpenedBackend) -> None:
+        self.bundle = bundle
+        self.backend: Backend = opened.backend
+        self.backend_reason = opened.reason
+
+    @classmethod
+    def load(
+        cls,
+        bundle: Bundle | str | os.PathLike[str],
+        *,
+        backend: BackendChoice | str = BackendChoice.AUTO,
+        precision: str = "fp32",
+    ) -> Classifier:
+        """Load a bundle.
+
+        Args:
+            bundle: An opened bundle or its folder.
+            backend: ``auto``, ``cpu``, ``cuda``, ``tensorrt`` or ``rtx``; see
+                :func:`~sad_runtime.backends.open_backend`.
+            precision: Which of the bundle's graphs or engines.
+
+        Raises:
+            BundleError: The bundle cannot be used.
+            BackendError: The backend asked for cannot run here.
+            UserError: No such backend.
+        """
+        try:
+            choice = BackendChoice(backend)
+        except ValueError:
+            raise UserError(f"no backend {backend!r}; there are {', '.join(BackendChoice)}") from None
+        opened_bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+        return cls(opened_bundle, open_backend(opened_bundle, choice, precision=precision))
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the bundle says."""
+        return self.bundle.manifest
+
+    @property
+    def backend_name(self) -> str:
+        """``cpu``, ``cuda``, ``tensorrt`` or ``rtx``."""
+        return self.backend.name
+
+    def predict(self, images: npt.NDArray[np.float32], *, outputs: Sequence[str] = (LOGITS,)) -> Prediction:
+        """Classify a batch, with the defence.
+
+        Args:
+            images: (N, C, H, W) float32 in [0, 1]; N may be 0. More than the backend takes at once is split.
+            outputs: Which of ``logits``, ``saliency`` and ``plain_logits`` to return; logits always are.
+
+        Returns:
+            The outputs, first axis N.
+
+        Raises:
+            UserError: Wrong type, shape or range, or a value that is not finite.
+            BundleError: The graph has no such output.
+            BackendError: The batch could not be run.
+        """
+        self._check(images)
+        return self.predict_checked(np.ascontiguousarray(images), outputs=outputs)
+
+    def predict_checked(
+        self, images: npt.NDArray[np.float32], *, outputs: Sequence[str] = (LOGITS,)
+    ) -> Prediction:
+        """:meth:`predict` for images known to be contiguous, of the right type and shape, and in [0, 1]."""
+        wanted = tuple(dict.fromkeys((LOGITS, *outputs)))
+        if unknown := [name for name in wanted if name not in OUTPUTS]:
+            raise UserError(f"no output {', '.join(unknown)}; there are {', '.join(OUTPUTS)}")
+        if missing := [name for name in wanted if name not in self.backend.output_names]:
+            raise BundleError(
+                f"the graph of {self.bundle.root} has no output {', '.join(missing)}",
+                hint=f"sad-deploy export {self.bundle.root}",
+            )
+        if len(images):
+            values = self.backend.run(images, wanted)
+        else:  # engines take no empty batch
+            row = {
+                LOGITS: (self._classes,),
+                PLAIN_LOGITS: (self._classes,),
+                SALIENCY: self.backend.input_shape,
+            }
+            values = {name: np.empty((0, *row[name]), np.float32) for name in wanted}
+        logits = values[LOGITS]
+        if logits.shape != (len(images), self._classes):
+            raise BundleError(
+                f"{self.bundle.root}: the graph returns logits of {logits.shape[1:]}, the manifest has "
+                f"{self._classes} classes",
+                hint=f"sad-deploy export {self.bundle.root}",
+            )
+        return Prediction(logits, values.get(SALIENCY), values.get(PLAIN_LOGITS))
+
+    @property
+    def _classes(self) -> int:
+        return len(self.manifest.classes)
+
+    def _check(self, images: npt.NDArray[np.float32]) -> None:
+        shape = self.manifest.preprocessing.shape
+        expected = f"(N, {', '.join(map(str, shape))}) float32 in [0, 1]"
+        if not isinstance(images, np.ndarray):
+            raise UserError(f"images must be a numpy array {expected}, got {type(images).__name__}")
+        if images.dtype != np.float32:
+            hint = "images.astype(numpy.float32)"
+            if images.dtype == np.uint8:
+                hint += " / 255"
+            raise UserError(f"images must be {expected}, got {images.dtype}", hint=hint)
+        if images.ndim != 4 or images.shape[1:] != shape:
+            raise UserError(f"images must be {expected}, got shape {images.shape}")
+        # One pass for the good case: NaN fails both comparisons.
+        if images.size and not (images.min() >= 0 and images.max() <= 1):
+            finite = np.isfinite(images).all(axis=(1, 2, 3))
+            if not finite.all():
+                raise UserError(f"images[{int(np.argmin(finite))}] holds a value that is not finite")
+            raise UserError(
+                f"images must be in [0, 1], got {images.min():g} to {images.max():g}",
+                hint="the graph does the mean/std normalisation itself; give it pixels",
+            )
+
+    def close(self) -> None:
+        """Give back memory and devices. May be called twice."""
+        self.backend.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """Softmax over the last axis in float64, of any finite logits: exp(z − max z) / Σ exp(z − max z)."""
+    shifted = logits.astype(np.float64)
+    shifted -= shifted.max(axis=-1, keepdims=True, initial=-np.inf)
+    exponentials = np.exp(shifted)
+    return np.asarray(exponentials / exponentials.sum(axis=-1, keepdims=True))

@@ -1,0 +1,82 @@
+"""What the user can mend. Anything else that is raised is a bug and keeps its traceback.
+
+Every error here says what is wrong in one line and, as a hint, what to do next.
+"""
+
+from __future__ import annotations
+
+import enum
+
+
+class UserError(Exception):
+    """Wrong use or unusable input; the command line prints it as one line and exits with 2.
+
+    Args:
+        message: What is wrong, with the offending name or value; one sentence.
+        hint: What to do about it, if there is something to do.
+    """
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class MissingExtraError(UserError):
+    """A command needs an optional dependency that is not installed.
+
+    Args:
+        what: The missing package, as imported.
+        extra: The extra of ``sad-deploy`` that brings it.
+        need: What it is needed for.
+    """
+
+    def __init__(self, what: str, *, extra: str, need: str) -> None:
+        super().__init__(
+            f"{need} needs {what}, which is not installed", hint=f'pip install "sad-deploy[{extra}]"'
+        )
+        self.extra = extra
+
+
+class BundleError(UserError):
+    """A bundle is missing, incomplete, changed since it was written, or of a newer schema."""
+
+
+class BackendError(UserError):
+    """A requested backend cannot run here; nothing falls back silently."""
+
+
+class ErrorCode(enum.StrEnum):
+    """Why one image has an error row. The values are stable: programs may compare with them."""
+
+    NOT_FOUND = "not-found"
+    """No such file, or a symbolic link that leads nowhere."""
+    UNREADABLE = "unreadable"
+    """The file is there but cannot be read: permissions, a folder, a pipe, an I/O error."""
+    EMPTY = "empty"
+    """The file has no bytes."""
+    NOT_AN_IMAGE = "not-an-image"
+    """The bytes are of no format that is read."""
+    TRUNCATED = "truncated"
+    """The file ends before the image does."""
+    CORRUPT = "corrupt"
+    """The format is known, but the data cannot be decoded."""
+    TOO_LARGE = "too-large"
+    """More bytes or pixels than the limits allow."""
+    UNSUPPORTED = "unsupported"
+    """A valid image in a colour mode that has no defined conversion, for example 32-bit floats."""
+    NON_FINITE = "non-finite"
+    """The image was read, but the model's logits are not finite."""
+
+
+class ImageError(UserError):
+    """One image cannot be used; ``infer`` turns it into one error row.
+
+    Args:
+        code: Stable, machine-readable reason.
+        message: The same for people.
+    """
+
+    def __init__(self, code: ErrorCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code

@@ -1,0 +1,238 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from runtime.tiny_bundle import linear_model, write_tiny_bundle
+
+from sad_deploy.cli import main
+from sad_runtime.bundle import Bundle
+from sad_runtime.devices import cuda_devices
+
+MAIN = [sys.executable, "-c", "from sad_deploy.cli import main; main()"]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with a bundle and a folder of six images, two of them below it."""
+    write_tiny_bundle(tmp_path / "sad-model", linear_model())
+    rng = np.random.default_rng(0)
+    for name in ("b.png", "a.JPG", "c.bmp", "d.webp", "sub/a.png", "sub/e.tif"):
+        path = tmp_path / "images" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)).save(path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["sad-deploy", "infer", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert isinstance(caught.value.code, int)
+    return caught.value.code
+
+
+def rows(path: str = "predictions.jsonl") -> list[dict[str, Any]]:
+    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+
+
+def test_folder_becomes_one_row_an_image(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "images") == 0
+    assert [row["path"] for row in rows()] == [
+        f"images/{name}" for name in ("a.JPG", "b.png", "c.bmp", "d.webp", "sub/a.png", "sub/e.tif")
+    ]
+    for row in rows():
+        assert row["class"] == f"class {row['label']}"
+        assert len(row["top_k"]) == 4
+        assert row["top_k"][0] == {key: row[key] for key in ("label", "class", "probability")}
+        assert sum(item["probability"] for item in row["top_k"]) == pytest.approx(1)
+    written = capfd.readouterr()
+    assert written.out == ""
+    assert "6 images in" in written.err
+    assert "results: predictions.jsonl" in written.err
+    counts = Counter(row["class"] for row in rows())
+    assert all(f"{name} {count}" in written.err for name, count in counts.items())
+
+
+def test_dash_writes_rows_and_nothing_else_to_stdout(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "images/sub", "--out", "-", "--top-k", "1") == 0
+    lines = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+    assert [line["path"] for line in lines] == ["images/sub/a.png", "images/sub/e.tif"]
+    assert [len(line["top_k"]) for line in lines] == [1, 1]
+    assert not Path("predictions.jsonl").exists()
+
+
+def test_bad_images_are_rows_and_exit_code_3(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    Path("images/empty.png").touch()
+    Path("images/cut.png").write_bytes(Path("images/b.png").read_bytes()[:300])
+    assert run(monkeypatch, "images") == 3
+    codes = {row["path"]: row["error"]["code"] for row in rows() if "error" in row}
+    assert codes == {"images/cut.png": "truncated", "images/empty.png": "empty"}
+    assert len(rows()) == 8
+    assert "1 image failed: truncated, for example images/cut.png" in capfd.readouterr().err
+
+
+def test_all_images_bad_is_exit_code_3_too(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("text.png").write_text("no image")
+    assert run(monkeypatch, "text.png") == 3
+    assert [row["error"]["code"] for row in rows()] == ["not-an-image"]
+
+
+def test_overlays_mirror_the_folder(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run(monkeypatch, "images", "--saliency", "overlays") == 0
+    expected = [f"overlays/{row['path'].removeprefix('images/')}.png" for row in rows()]
+    assert [row["saliency"] for row in rows()] == expected
+    assert sorted(map(str, Path("overlays").rglob("*.png"))) == sorted(expected)
+
+
+def test_results_inside_the_input_are_not_read_again(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for _ in range(2):
+        assert run(monkeypatch, "images", "--saliency", "images/overlays", "--out", "images/out.jsonl") == 0
+        assert len(rows("images/out.jsonl")) == 6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["absent", "images/*.xyz"],
+            "absent (no such file or folder), images/*.xyz (no such file or folder)",
+        ),
+        (["images", "--bundle", "absent"], "no bundle at absent"),
+        (["images", "--backend", "rtx"], "sad-model has no rtx engine"),
+        (["images", "--out", "images"], "images (results are written there)"),
+        (["images", "--saliency", "images"], "images (results are written there)"),
+        (["images", "--out", "sad-model"], "sad-model is a folder"),
+        (["images", "--saliency", "images/b.png"], "cannot write overlays"),
+        (["images", "--batch-size", "0"], "--batch-size"),
+        (["images", "--backend", "tpu"], "tpu"),
+        ([], "source"),
+    ],
+)
+def test_wrong_use_is_one_line_and_exit_code_2(
+    here: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    assert run(monkeypatch, *arguments) == 2
+    written = capfd.readouterr()
+    assert message in written.err
+    assert "Traceback" not in written.err
+    assert written.out == ""
+    assert not list(here.glob("predictions.jsonl*"))
+
+
+@pytest.mark.skipif(cuda_devices().count > 0, reason="what is said where there is no GPU")
+def test_cuda_without_a_gpu_is_an_error_not_a_fall_back(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "images", "--backend", "cuda") == 2
+    assert "the cuda backend needs an NVIDIA GPU" in capfd.readouterr().err
+
+
+def test_changed_graph_is_refused(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    graph = Bundle.open("sad-model").file("model.onnx")
+    graph.write_bytes(graph.read_bytes() + b"\0")
+    assert run(monkeypatch, "images") == 2
+    assert "was changed since the bundle was written" in capfd.readouterr().err
+
+
+def test_backend_and_the_reason_for_it_are_said(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "images", "--backend", "cpu") == 0
+    assert "backend cpu (asked for)" in capfd.readouterr().err
+
+
+def many(count: int) -> None:
+    folder = Path("many")
+    folder.mkdir()
+    data = Path("images/b.png").read_bytes()
+    for i in range(count):
+        (folder / f"{i:05}.png").write_bytes(data)
+
+
+def test_interruption_keeps_what_was_finished_and_says_where(here: Path) -> None:
+    many(3000)
+    command = [*MAIN, "infer", "many", "--batch-size", "4"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    partial = Path("predictions.jsonl.partial")
+    deadline = time.monotonic() + 60
+    while not (partial.exists() and partial.stat().st_size) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    _, text = process.communicate(timeout=60)
+    assert process.returncode == 130
+    kept = rows(str(partial))
+    assert 0 < len(kept) < 3000
+    assert [row["path"] for row in kept] == [f"many/{i:05}.png" for i in range(len(kept))]
+    assert f"interrupted after {len(kept)} of 3000 images" in text
+    assert "predictions.jsonl.partial" in text
+    assert "Traceback" not in text
+    assert not Path("predictions.jsonl").exists()
+
+
+def test_reader_that_goes_away_is_no_traceback(here: Path) -> None:
+    many(2000)
+    command = [*MAIN, "infer", "many", "--batch-size", "8", "--out", "-"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert json.loads(process.stdout.readline())["path"] == "many/00000.png"
+    process.stdout.close()
+    text = process.stderr.read()
+    process.wait(timeout=60)
+    assert "Traceback" not in text
+    assert "BrokenPipe" not in text
+
+
+def test_name_that_is_not_utf8_goes_through(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = os.fsdecode(b"images/sub/\xff.png")
+    Path(name).write_bytes(Path("images/b.png").read_bytes())
+    Path(f"{name}.jpg").touch()
+    assert run(monkeypatch, "images/sub", "--saliency", "overlays") == 3
+    assert name in [row["path"] for row in rows()]
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys\nfrom sad_deploy.cli import main\nsys.argv = ['sad-deploy', 'infer', '--help']\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\nprint('loaded', *sys.modules, file=sys.stderr)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "--saliency" in result.stdout
+    loaded = set(result.stderr.split("loaded", 1)[1].split())
+    assert not {"torch", "onnx", "onnxruntime", "numpy", "PIL", "sad_runtime.pipeline"} & loaded
+
+
+def test_command_uses_neither_torch_nor_onnx(here: Path) -> None:
+    code = (
+        "import sys\nfrom sad_deploy.cli import main\n"
+        "sys.argv = ['sad-deploy', 'infer', 'images', '--saliency', 'overlays']\n"
+        "try:\n    main()\nexcept SystemExit as stop:\n    assert stop.code == 0\nprint(*sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(result.stdout.split())
+    assert "onnxruntime" in loaded
+    assert not {"torch", "torchvision", "onnx", "onnx_ir", "sad_export"} & loaded

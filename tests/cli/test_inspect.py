@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from runtime.tiny_bundle import linear_model, write_tiny_bundle
+
+from sad_deploy.cli import main
+from sad_runtime.bundle import Bundle
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    write_tiny_bundle(tmp_path / "sad-model", linear_model(classes=30))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["sad-deploy", "inspect", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert isinstance(caught.value.code, int)
+    return caught.value.code
+
+
+def test_manifest_is_a_table_on_stdout(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch) == 0
+    out = capfd.readouterr().out
+    for part in (
+        "tests.linear",
+        "30: class 0, class 1,",
+        "and 20 more",
+        "3×8×8 RGB",
+        "shorter side 8 (bilinear), crop 8×8",
+        "0.4, 0.5, 0.6",
+        "0.2, 0.25, 0.3",
+        "calibration.clean_accuracy.before",
+        "0.75",
+        "label_agreement",
+        "model.onnx",
+        "unchanged",
+        "schema 1",
+    ):
+        assert part in out
+    assert "CHANGED" not in out
+
+
+def test_json_is_the_manifest_and_the_state_of_the_files(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "sad-model", "--json") == 0
+    shown = json.loads(capfd.readouterr().out)
+    assert shown["manifest"] == json.loads(Path("sad-model/manifest.json").read_text())
+    size = Path("sad-model/model.onnx").stat().st_size
+    assert shown["files"]["model.onnx"] == {"bytes": size, "unchanged": True}
+
+
+@pytest.mark.parametrize("arguments", [[], ["--json"]])
+def test_changed_file_is_marked_and_exit_code_2(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    weights = Path("sad-model/weights.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\1")
+    assert run(monkeypatch, "sad-model", *arguments) == 2
+    written = capfd.readouterr()
+    assert ("CHANGED" if not arguments else '"unchanged": false') in written.out
+    assert "changed since the bundle was written: weights.safetensors" in written.err
+
+
+def test_folder_that_is_no_bundle_is_one_line(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    Path("empty").mkdir()
+    assert run(monkeypatch, "empty") == 2
+    written = capfd.readouterr()
+    assert "error: empty has no manifest.json" in written.err
+    assert "hint: make one with: sad-deploy calibrate" in written.err
+    assert written.out == ""
+
+
+def test_names_with_markup_are_shown_as_they_are(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    bundle = Bundle.open("sad-model")
+    text = Path("sad-model/manifest.json").read_text()
+    Path("sad-model/manifest.json").write_text(text.replace('"class 0"', '"[red]class[/red] 0"'))
+    assert bundle.manifest.classes[0] == "class 0"
+    assert run(monkeypatch) == 0
+    assert "[red]class[/red] 0" in capfd.readouterr().out
+
+
+def test_bundle_without_a_graph_says_how_to_make_one(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    write_tiny_bundle(here / "sad-model", linear_model(), exported=False)
+    assert run(monkeypatch) == 0
+    assert "none yet: sad-deploy export" in capfd.readouterr().out

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from sad_runtime.backend_choice import BackendChoice
+from sad_runtime.backends import open_backend
+from sad_runtime.bundle import Bundle, write_bundle
+from sad_runtime.devices import cuda_devices
+from sad_runtime.errors import BackendError, BundleError, UserError
+from sad_runtime.manifest import Engine, Manifest, Preprocessing
+
+from ..tiny_bundle import LinearModel, write_tiny_bundle
+
+no_gpu = pytest.mark.skipif(cuda_devices().count > 0, reason="what is chosen where there is no GPU")
+
+
+def rewritten(folder: Path, change: object) -> Bundle:
+    """The bundle with another manifest and the same files."""
+    bundle = Bundle.open(folder)
+    with write_bundle(folder) as draft:
+        draft.keep(bundle, *bundle.manifest.files)
+        draft.manifest = dataclasses.replace(bundle.manifest, files={}, **change)  # type: ignore[arg-type]
+    return Bundle.open(folder)
+
+
+def with_engine(folder: Path) -> Bundle:
+    bundle = Bundle.open(folder)
+    with write_bundle(folder) as draft:
+        draft.keep(bundle, *bundle.manifest.files)
+        draft.path("engines/a.plan").write_bytes(b"a plan")
+        draft.path("engines/a.json").write_text("{}")
+        engine = Engine("engines/a.plan", "engines/a.json", "model.onnx", "rtx", "fp32")
+        draft.manifest = dataclasses.replace(bundle.manifest, files={}, engines=(engine,))
+    return Bundle.open(folder)
+
+
+@no_gpu
+def test_auto_takes_the_cpu_and_says_why(bundle_folder: Path) -> None:
+    for bundle in (Bundle.open(bundle_folder), with_engine(bundle_folder)):
+        opened = open_backend(bundle)
+        with opened.backend as backend:
+            assert backend.name == "cpu"
+        assert opened.reason == cuda_devices().problem
+
+
+@no_gpu
+@pytest.mark.parametrize("choice", [BackendChoice.CUDA, BackendChoice.RTX])
+def test_backend_asked_for_by_name_never_falls_back(bundle_folder: Path, choice: BackendChoice) -> None:
+    with pytest.raises(BackendError, match=f"the {choice} backend needs an NVIDIA GPU"):
+        open_backend(with_engine(bundle_folder), choice)
+
+
+@pytest.mark.parametrize("choice", [BackendChoice.TENSORRT, BackendChoice.RTX])
+def test_engine_that_was_not_built_says_how_to(bundle_folder: Path, choice: BackendChoice) -> None:
+    with pytest.raises(BundleError) as caught:
+        open_backend(Bundle.open(bundle_folder), choice)
+    assert f"--trt --flavor {choice}" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("choice", [BackendChoice.AUTO, BackendChoice.CPU])
+def test_changed_graph_is_never_run(bundle_folder: Path, choice: BackendChoice) -> None:
+    with (bundle_folder / "model.onnx").open("ab") as file:
+        file.write(b"\0")
+    with pytest.raises(BundleError, match="was changed"):
+        open_backend(Bundle.open(bundle_folder), choice)
+
+
+def test_bundle_that_was_not_exported_says_how_to(tmp_path: Path, model: LinearModel) -> None:
+    bundle = Bundle.open(write_tiny_bundle(tmp_path / "b", model, exported=False))
+    with pytest.raises(UserError) as caught:
+        open_backend(bundle)
+    assert str(caught.value.hint).startswith("sad-deploy export")
+
+
+def test_graph_that_does_not_fit_the_manifest_is_refused(bundle_folder: Path) -> None:
+    manifest: Manifest = Bundle.open(bundle_folder).manifest
+    preprocessing = Preprocessing(manifest.preprocessing.color, 9, (9, 9))
+    bundle = rewritten(bundle_folder, {"preprocessing": preprocessing})
+    with pytest.raises(BundleError, match=r"takes images of \(3, 8, 8\), the manifest says \(3, 9, 9\)"):
+        open_backend(bundle)
