@@ -1,0 +1,57 @@
+# Everything here needs Python 3.11 or newer (with venv) and make; the rest is installed into $(VENV).
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: help demo test lint types imports check format benchmark clean
+
+help:
+	@echo "make demo       install, calibrate, export and infer on the embedded digits"
+	@echo "make test       install what the tests need, run them all"
+	@echo "make check      lint, types, import contracts and tests: what CI runs"
+	@echo "make format     format the code"
+	@echo "make benchmark  measure cost and sizes anew into benchmarks/results"
+	@echo "make clean      remove $(VENV) and what the demo wrote"
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "sad-deploy needs Python 3.11 or newer")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+
+$(VENV)/.demo: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable ".[demo]"
+	touch $@
+
+$(VENV)/.dev: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable ".[all]" --group dev
+	touch $@
+
+demo: $(VENV)/.demo
+	PATH="$(abspath $(BIN)):$$PATH" sh examples/demo.sh
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+imports: $(VENV)/.dev
+	$(BIN)/lint-imports
+
+check: lint types imports test
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+benchmark: $(VENV)/.dev
+	$(BIN)/python benchmarks/cpu_cost.py
+	$(BIN)/python benchmarks/start_up.py
+
+clean:
+	rm -rf $(VENV) sad-model predictions.jsonl images overlays
