@@ -3,7 +3,8 @@
 1. ``plain_logits`` are the forward graph's logits.
 2. ``logits`` are the forward graph's logits on x + η·n(S), with S as the two-pass graph gave it.
 3. S is the gradient: the largest logit changes along S as ‖S‖ says. With ŝ = S/‖S‖,
-   (Φ(x + hŝ) − Φ(x − hŝ)) / 2h ≈ ‖S‖, by central differences, in float32, so at several h and with the median over the images.
+   (Φ(x + hŝ) − Φ(x − hŝ)) / 2h ≈ ‖S‖, by central differences; in float32, so at several h and with the
+   median over the images.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from sad_runtime.backends.tensorrt import Flavor, TensorRTBackend, _log_of, load_tensorrt
+from sad_runtime.backends.tensorrt import Flavor, TensorRTBackend, error_log, load_tensorrt
 from sad_runtime.devices import cuda_devices
 from sad_runtime.errors import BackendError, MissingExtraError
 
@@ -109,7 +109,7 @@ def test_every_name_used_of_cuda_exists_and_returns_its_error_first(cuda_runtime
 
 
 def test_log_keeps_why_an_engine_was_refused(tensorrt_rtx: ModuleType) -> None:
-    log = _log_of(tensorrt_rtx)
+    log = error_log(tensorrt_rtx)
     assert log.reason() == "it gave no reason"
     runtime = tensorrt_rtx.Runtime(log)
     assert runtime.deserialize_cuda_engine(b"no engine" * 50) is None
