@@ -128,17 +128,17 @@ def _read(path: Path) -> bytes:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
                 raise ImageError(ErrorCode.UNREADABLE, "not a regular file")
-            # The size may be wrong (a file being written), so the read is limited too.
-            data = b"" if status.st_size > MAX_FILE_BYTES else file.read(MAX_FILE_BYTES + 1)
+            if status.st_size > MAX_FILE_BYTES:
+                raise ImageError(ErrorCode.TOO_LARGE, f"the file has more than {MAX_FILE_BYTES >> 20} MiB")
+            # No more than the size said, also of a file that is still being written: read() allocates what it
+            # is asked for before it reads.
+            return file.read(status.st_size)
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
             raise ImageError(ErrorCode.NOT_FOUND, "no such file") from None
         raise ImageError(ErrorCode.UNREADABLE, f"cannot be read: {error.strerror}") from None
     except ValueError:  # a null character in the name
         raise ImageError(ErrorCode.NOT_FOUND, "no such file") from None
-    if max(status.st_size, len(data)) > MAX_FILE_BYTES:
-        raise ImageError(ErrorCode.TOO_LARGE, f"the file has more than {MAX_FILE_BYTES >> 20} MiB")
-    return data
 
 
 def _upright(image: Image.Image) -> Image.Image:
