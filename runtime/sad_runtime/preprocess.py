@@ -26,6 +26,9 @@ _FILTERS = {
 _CONVERTIBLE = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV"}
 _SIXTEEN_BITS = {"I;16", "I;16L", "I;16B", "I;16N"}
 
+# An image that grows is resized as a whole up to this many pixels.
+_WHOLE_PIXELS = 1 << 22
+
 
 def load(path: str | os.PathLike[str], preprocessing: Preprocessing) -> npt.NDArray[np.float32]:
     """Read one image file as the graph's input.
@@ -105,7 +108,7 @@ def resize_and_crop(image: Image.Image, preprocessing: Preprocessing) -> Image.I
     span = (left, top, right, bottom)
     if (width, height) == image.size:
         result = image.crop(span)
-    elif _is_across_first(image, height, width, preprocessing):
+    elif _may_resize_span(image, height, width, preprocessing):
         result = _resize_span(image, height, width, span, _FILTERS[preprocessing.interpolation])
     else:
         if width * height > MAX_PIXELS:
@@ -118,16 +121,19 @@ def resize_and_crop(image: Image.Image, preprocessing: Preprocessing) -> Image.I
     return padded
 
 
-def _is_across_first(image: Image.Image, height: int, width: int, preprocessing: Preprocessing) -> bool:
-    """Whether Pillow resizes the whole image across first and then down, as :func:`_resize_span` does.
+def _may_resize_span(image: Image.Image, height: int, width: int, preprocessing: Preprocessing) -> bool:
+    """Whether :func:`_resize_span` gives what a whole resize does, and saves work.
 
-    The order shows, because Pillow rounds and clips to 8 bits in between; bicubic overshoots differ by up to
-    20 levels. It does so unless an image shrinks that is taller than twice its width, or changes its aspect.
-    Without a filter there is no such step, but moving samples by rounding moves them by a whole pixel.
+    Pillow rounds to 8 bits between its two passes, so their order shows: bicubic overshoots differ by up to 20
+    levels. It goes across first, as `_resize_span` does, unless an image that is taller than twice its width
+    shrinks, or its aspect changes. Without a filter there is no such step, but moving samples by rounding
+    moves them by a whole pixel. An image that grows gains nothing, unless it is long and thin.
     """
     if preprocessing.interpolation is Interpolation.NEAREST or not isinstance(preprocessing.resize, int):
         return False
-    return height >= image.height or image.height <= 2 * image.width
+    if height >= image.height:
+        return width * height > _WHOLE_PIXELS
+    return image.height <= 2 * image.width
 
 
 def _resize_span(
@@ -137,7 +143,12 @@ def _resize_span(
     span: tuple[int, int, int, int],
     resample: Image.Resampling,
 ) -> Image.Image:
-    """The part ``span`` (left, top, right, bottom) of the image resized to (width, height), and only that."""
+    """The part ``span`` (left, top, right, bottom) of the image resized to (width, height), and only that.
+
+    Within one level of 255 of a whole resize: Pillow keeps a box in single precision, which moves its weights
+    by a unit in the last place. Where both passes then round the other way, a pixel differs by two; measured on
+    3 of 5,000 small noise images.
+    """
     left, top, right, bottom = span
     across, down = image.width / width, image.height / height
     # What the span is made from: its own extent, and as far as bicubic, the widest filter, reaches beyond.

