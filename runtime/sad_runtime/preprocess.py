@@ -124,9 +124,9 @@ def resize_and_crop(image: Image.Image, preprocessing: Preprocessing) -> Image.I
 def _may_resize_span(image: Image.Image, height: int, width: int, preprocessing: Preprocessing) -> bool:
     """Whether :func:`_resize_span` gives what a whole resize does, and saves work.
 
-    Pillow rounds to 8 bits between its two passes, so their order shows: bicubic overshoots differ by up to 20
-    levels. It goes across first, as `_resize_span` does, unless an image that is taller than twice its width
-    shrinks, or its aspect changes. Without a filter there is no such step, but moving samples by rounding
+    Pillow rounds to 8 bits between its two passes, so their order shows: bicubic overshoots differ by up to
+    20 levels. It goes across first, as `_resize_span` does, unless an image that is taller than twice its
+    width shrinks, or its aspect changes. Without a filter there is no such step, but moving samples by rounding
     moves them by a whole pixel. An image that grows gains nothing, unless it is long and thin.
     """
     if preprocessing.interpolation is Interpolation.NEAREST or not isinstance(preprocessing.resize, int):
@@ -146,8 +146,8 @@ def _resize_span(
     """The part ``span`` (left, top, right, bottom) of the image resized to (width, height), and only that.
 
     Within one level of 255 of a whole resize: Pillow keeps a box in single precision, which moves its weights
-    by a unit in the last place. Where both passes then round the other way, a pixel differs by two; measured on
-    3 of 5,000 small noise images.
+    by a unit in the last place. Where both passes then round the other way, a pixel differs by two; measured
+    on 3 of 5,000 small noise images.
     """
     left, top, right, bottom = span
     across, down = image.width / width, image.height / height

@@ -222,7 +222,7 @@ def _warn_of_drop(recipe: Recipe, outcome: Outcome) -> None:
     elif choice is None or choice.within_limit:
         return
     advice = [
-        "--eta auto" if recipe.eta is not None and not recipe.paper else "",
+        "--eta auto" + (" without --paper" if recipe.paper else "") if recipe.eta is not None else "",
         f"a smaller --eta than {outcome.calibration.eta:g}",
         "" if recipe.normalization is Normalization.RMS else "--normalization rms",
         "--clip" if not recipe.clip else "",
