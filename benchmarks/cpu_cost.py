@@ -23,6 +23,7 @@ import onnxruntime
 import torch
 import torchvision
 from measuring import machine, write_results
+
 from sad_deploy.fold import fold_batchnorm
 from sad_deploy.to_onnx import to_onnx
 from sad_export import two_pass
@@ -50,7 +51,9 @@ def interleaved(jobs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, fl
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def measure(name: str, batch: int, rounds: int, dgrads: list[str], engines: bool, folder: Path) -> dict[str, Any]:
+def measure(
+    name: str, batch: int, rounds: int, dgrads: list[str], engines: bool, folder: Path
+) -> dict[str, Any]:
     torch.manual_seed(0)
     model = torchvision.models.get_model(name, weights=None).eval()
     forward = to_onnx(fold_batchnorm(model), (3, 224, 224))
@@ -60,7 +63,9 @@ def measure(name: str, batch: int, rounds: int, dgrads: list[str], engines: bool
     build_seconds = {}
     for dgrad in dgrads:
         started = time.process_time()
-        graph = two_pass(forward, eta=0.05, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), dgrad=dgrad)
+        graph = two_pass(
+            forward, eta=0.05, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), dgrad=dgrad
+        )
         build_seconds[dgrad] = time.process_time() - started
         paths[dgrad] = folder / f"{name}.{dgrad}.onnx"
         onnx.save(graph, str(paths[dgrad]))
@@ -83,7 +88,8 @@ def measure(name: str, batch: int, rounds: int, dgrads: list[str], engines: bool
     }
     if engines:
         sizes = {
-            key: build_engine(path, folder / f"{name}.{key}.plan", flavor="rtx") for key, path in paths.items()
+            key: build_engine(path, folder / f"{name}.{key}.plan", flavor="rtx")
+            for key, path in paths.items()
         }
         for dgrad in dgrads:
             form = result["forms"][dgrad]
@@ -93,7 +99,9 @@ def measure(name: str, batch: int, rounds: int, dgrads: list[str], engines: bool
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--models", nargs="+", default=["resnet18", "resnet50"])
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=15)
@@ -102,11 +110,18 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "cpu_cost.json")
     arguments = parser.parse_args()
     rows = []
-    print(f"{'model':<14}{'dgrad':<16}{'forward s':>10}{'two-pass s':>11}{'ratio':>7}{'onnx':>8}{'engine':>8}")
+    print(
+        f"{'model':<14}{'dgrad':<16}{'forward s':>10}{'two-pass s':>11}{'ratio':>7}{'onnx':>8}{'engine':>8}"
+    )
     for name in arguments.models:
         with tempfile.TemporaryDirectory() as folder:
             row = measure(
-                name, arguments.batch, arguments.rounds, arguments.dgrad, not arguments.no_engines, Path(folder)
+                name,
+                arguments.batch,
+                arguments.rounds,
+                arguments.dgrad,
+                not arguments.no_engines,
+                Path(folder),
             )
         rows.append(row)
         for dgrad, form in row["forms"].items():

@@ -10,7 +10,16 @@ import platform
 from pathlib import Path
 from typing import Any
 
-_PACKAGES = ("sad-deploy", "torch", "torchvision", "onnx", "onnx-ir", "onnxruntime-gpu", "tensorrt-rtx", "numpy")
+_PACKAGES = (
+    "sad-deploy",
+    "torch",
+    "torchvision",
+    "onnx",
+    "onnx-ir",
+    "onnxruntime-gpu",
+    "tensorrt-rtx",
+    "numpy",
+)
 
 
 def machine() -> dict[str, Any]:

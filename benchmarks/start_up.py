@@ -1,6 +1,6 @@
 """What starting costs: CPU seconds of `sad-deploy --help`, and which heavy packages `infer` loads.
 
-    python benchmarks/start_up.py
+python benchmarks/start_up.py
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Write handwritten digits that the embedded network never saw as PNG files, named after what they show.
 
-    python examples/digit_images.py images
+python examples/digit_images.py images
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from PIL import Image
+
 from sad_deploy.data.digits import digits_splits
 
 

@@ -126,8 +126,8 @@ def _may_resize_span(image: Image.Image, height: int, width: int, preprocessing:
 
     Pillow rounds to 8 bits between its two passes, so their order shows: bicubic overshoots differ by up to
     20 levels. It goes across first, as `_resize_span` does, unless an image that is taller than twice its
-    width shrinks, or its aspect changes. Without a filter there is no such step, but moving samples by rounding
-    moves them by a whole pixel. An image that grows gains nothing, unless it is long and thin.
+    width shrinks, or its aspect changes. Without a filter there is no such step, but moving samples by
+    rounding moves them by a whole pixel. An image that grows gains nothing, unless it is long and thin.
     """
     if preprocessing.interpolation is Interpolation.NEAREST or not isinstance(preprocessing.resize, int):
         return False
