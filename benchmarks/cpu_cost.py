@@ -1,6 +1,6 @@
-"""What the defence costs on the CPU: two passes against one, in onnxruntime, and the sizes of graph and engine.
+"""What the defence costs on the CPU: two passes against one, in onnxruntime; sizes of graph and engine.
 
-    python benchmarks/cpu_cost.py [--models resnet18 resnet50] [--batch 4] [--out benchmarks/results/cpu_cost.json]
+    python benchmarks/cpu_cost.py [--models resnet18 resnet50] [--batch 4]
 
 Process CPU time on one thread, forward and two-pass graphs interleaved in one process; the ratio is of the
 medians. Weights are random: the cost does not depend on them.

@@ -110,7 +110,8 @@ def main() -> None:
     worst = torch.stack(list(survived.values())).all(0)
     undefended = survivors(natural, natural)
     print(
-        f"digits, {len(images)} images, L∞ ε = {attack.epsilon}, PGD-{STEPS}, {RESTARTS} restarts, η {defence.eta}"
+        f"digits, {len(images)} images, η {defence.eta}; "
+        f"L∞ ε {attack.epsilon}, PGD-{STEPS}, {RESTARTS} restarts"
     )
     print(f"  worst case over the three attacks, defended   {percent(worst):6.2f} %")
     for name, mask in survived.items():

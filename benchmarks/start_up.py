@@ -38,7 +38,7 @@ def cpu_seconds(command: list[str]) -> float:
 
 
 def loaded_by_infer() -> list[str]:
-    """Heavy packages in memory after a real `infer` of one image through the default bundle in ./sad-model."""
+    """Heavy packages in memory after an `infer` of one image through the bundle in ./sad-model."""
     from PIL import Image
 
     with tempfile.TemporaryDirectory() as folder:

@@ -1,68 +1,221 @@
 """Activations. Each derivative is written in the output y where it can be, so that the fused
 Conv + activation of the forward graph stays fused: nothing else then reads what lies between them.
+
+At kinks they take the side that PyTorch takes.
 """
 
 from __future__ import annotations
 
+import math
+
 import onnx_ir as ir
 
-from .emitter import Emitter, constant_array, dtype_of, shape_of
-from .rules import Gradients, attribute, operand, vjp
+from .emitter import Emitter
+from .rules import Gradients, attribute, no_gradient, only_first, operand, vjp
+
+no_gradient("Hardmax")
 
 
 @vjp("Relu")
 def relu(b: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
-    """dx = dy · 1[y > 0]; 0 at the kink, as in PyTorch."""
+    """dx = dy · 1[y > 0]; 0 at the kink."""
     return (b.where_positive(node.outputs[0], dy),)
 
 
 @vjp("LeakyRelu")
 def leaky_relu(b: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
-    """dx = dy · (x > 0 ? 1 : α). The sign is x's: α may be negative."""
-    x = operand(node, 0)
-    positive = b.op("Greater", x, b.like(x, 0.0), dtype=ir.DataType.BOOL)
-    return (
-        b.op(
-            "Where",
-            positive,
-            dy,
-            b.scale(dy, attribute(node, "alpha", 0.01)),
-            shape=shape_of(dy),
-            dtype=dtype_of(dy),
-        ),
-    )
+    """dx = dy · (x > 0 ? 1 : α)."""
+    alpha = attribute(node, "alpha", 0.01)
+    return (b.op("Where", _x_is_positive(b, node, alpha), dy, b.scale(dy, alpha)),)
 
 
-@vjp("Clip", inputs=[0], refuses=lambda node: _refuse_computed_bounds(node))
-def clip(b: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
-    """dx = dy · 1[low < y < high]; 0 at both kinks, as PyTorch's ReLU6."""
+@vjp("PRelu")
+def prelu(b: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
+    """dx = dy · (x > 0 ? 1 : slope), dslope = dy · min(x, 0)."""
+    x, slope = operand(node, 0), operand(node, 1)
+    positive = b.op("Greater", x, b.like(x, 0.0))
+    dx = b.op("Where", positive, dy, b.op("Mul", dy, slope)) if b.wants(x) else None
+    if not b.wants(slope):
+        return dx, None
+    return dx, b.unbroadcast(b.op("Mul", dy, b.op("Min", x, b.like(x, 0.0))), slope)
+
+
+@vjp("Elu")
+def elu(b: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
+    """y = x > 0 ? x : α·(eˣ − 1), so dx = dy · (x > 0 ? 1 : y + α)."""
+    alpha, y = attribute(node, "alpha", 1.0), node.outputs[0]
+    slope = b.op("Add", y, b.like(y, alpha))
+    return (b.op("Where", _x_is_positive(b, node, alpha), dy, b.op("Mul", dy, slope)),)
+
+
+@vjp("Selu")
+def selu(b: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
+    """y = γ·(x > 0 ? x : α·(eˣ − 1)), so dx = dy · (x > 0 ? γ : y + γα)."""
     y = node.outputs[0]
-    low, high = (constant_array(node.inputs[i]) if len(node.inputs) > i else None for i in (1, 2))
-    inside = []
-    if low is not None:
-        inside.append(b.op("Greater", y, b.like(y, float(low)), dtype=ir.DataType.BOOL))
-    if high is not None:
-        inside.append(b.op("Less", y, b.like(y, float(high)), dtype=ir.DataType.BOOL))
+    alpha = attribute(node, "alpha", 1.67326319217681884765625)
+    gamma = attribute(node, "gamma", 1.05070102214813232421875)
+    slope = b.op("Add", y, b.like(y, gamma * alpha))
+    return (b.op("Where", _x_is_positive(b, node, min(alpha, gamma)), b.scale(dy, gamma), b.op("Mul", dy, slope)),)
+
+
+@vjp("Celu")
+def celu(b: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
+    """y = x > 0 ? x : α·(e^(x/α) − 1), so dx = dy · (y > 0 ? 1 : y/α + 1); y has the sign of x for any α."""
+    y = node.outputs[0]
+    slope = b.op("Add", b.scale(y, 1.0 / attribute(node, "alpha", 1.0)), b.like(y, 1.0))
+    return (b.op("Where", b.op("Greater", y, b.like(y, 0.0)), dy, b.op("Mul", dy, slope)),)
+
+
+def _x_is_positive(b: Emitter, node: ir.Node, slope: float) -> ir.Value:
+    """1[x > 0], from y if the activation keeps the sign: if its slope below zero is positive."""
+    value = node.outputs[0] if slope > 0 else operand(node, 0)
+    return b.op("Greater", value, b.like(value, 0.0))
+
+
+@vjp("ThresholdedRelu")
+def thresholded_relu(b: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
+    """y = x > α ? x : 0, so dx = dy · 1[x > α]; from y if α ≥ 0."""
+    alpha = attribute(node, "alpha", 1.0)
+    if alpha >= 0:
+        return (b.where_positive(node.outputs[0], dy),)
+    x = operand(node, 0)
+    return (b.masked(dy, b.op("Greater", x, b.like(x, alpha))),)
+
+
+@vjp("Shrink")
+def shrink(b: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
+    """dx = dy · 1[|x| > λ]."""
+    x = operand(node, 0)
+    return (b.masked(dy, b.op("Greater", b.op("Abs", x), b.like(x, attribute(node, "lambd", 0.5)))),)
+
+
+@vjp("Clip")
+def clip(b: Emitter, node: ir.Node, dy: ir.Value, *_: ir.Value | None) -> Gradients:
+    """dx = dy · 1[low < y < high]; 0 at both kinks, as PyTorch's ReLU6. A computed bound takes what x loses."""
+    x, y = operand(node, 0), node.outputs[0]
+    inside: list[ir.Value] = []
+    of_bounds: list[ir.Value | None] = []
+    for bound, within, beyond in zip(node.inputs[1:], ("Greater", "Less"), ("Less", "Greater"), strict=False):
+        of_bounds.append(None)
+        if bound is not None:
+            inside.append(b.op(within, y, bound))
+            if b.wants(bound):
+                of_bounds[-1] = b.unbroadcast(b.masked(dy, b.op(beyond, x, bound)), bound)
     if not inside:
-        return (dy, *[None] * (len(node.inputs) - 1))
-    condition = inside[0] if len(inside) == 1 else b.op("And", *inside)
-    return (b.masked(dy, condition), *[None] * (len(node.inputs) - 1))
-
-
-def _refuse_computed_bounds(node: ir.Node) -> str | None:
-    bounds = [value for value in node.inputs[1:] if value is not None]
-    return "Clip with computed bounds" if any(value.const_value is None for value in bounds) else None
+        return only_first(node, dy)
+    return b.masked(dy, inside[0] if len(inside) == 1 else b.op("And", *inside)), *of_bounds
 
 
 @vjp("Sigmoid")
 def sigmoid(b: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
     """dx = dy · y·(1 − y)."""
     y = node.outputs[0]
-    return (b.op("Mul", dy, b.op("Mul", y, b.op("Sub", b.like(y, 1.0), y, shape=shape_of(y)))),)
+    return (b.op("Mul", dy, b.op("Mul", y, b.op("Sub", b.like(y, 1.0), y))),)
+
+
+@vjp("HardSigmoid")
+def hard_sigmoid(b: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
+    """y = min(max(αx + β, 0), 1), so dx = α·dy · 1[0 < y < 1]."""
+    y = node.outputs[0]
+    inside = b.op("And", b.op("Greater", y, b.like(y, 0.0)), b.op("Less", y, b.like(y, 1.0)))
+    return (b.scale(b.masked(dy, inside), attribute(node, "alpha", 0.2)),)
+
+
+@vjp("HardSwish")
+def hard_swish(b: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
+    """y = x·h with h = min(max(x/6 + ½, 0), 1), so dx = dy · (h + x/6 · 1[0 < h < 1])."""
+    x = operand(node, 0)
+    h = b.op("HardSigmoid", x, alpha=1.0 / 6.0, beta=0.5)
+    inside = b.op("Less", b.op("Abs", x), b.like(x, 3.0))
+    return (b.op("Mul", dy, b.op("Add", h, b.masked(b.scale(x, 1.0 / 6.0), inside))),)
+
+
+@vjp("Softplus")
+def softplus(b: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
+    """y = ln(1 + eˣ), so dx = dy · σ(x)."""
+    return (b.op("Mul", dy, b.op("Sigmoid", operand(node, 0))),)
+
+
+@vjp("Softsign")
+def softsign(b: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
+    """y = x / (1 + |x|), so dx = dy / (1 + |x|)²."""
+    x = operand(node, 0)
+    denominator = b.op("Add", b.op("Abs", x), b.like(x, 1.0))
+    return (b.op("Div", b.op("Div", dy, denominator), denominator),)
 
 
 @vjp("Tanh")
 def tanh(b: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
     """dx = dy · (1 − y²)."""
     y = node.outputs[0]
-    return (b.op("Mul", dy, b.op("Sub", b.like(y, 1.0), b.op("Mul", y, y), shape=shape_of(y))),)
+    return (b.op("Mul", dy, b.op("Sub", b.like(y, 1.0), b.op("Mul", y, y))),)
+
+
+@vjp("Erf")
+def erf(b: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
+    """dx = dy · 2/√π · e^(−x²)."""
+    x = operand(node, 0)
+    return (b.op("Mul", dy, b.scale(_bell(b, x), 2.0 / math.sqrt(math.pi))),)
+
+
+@vjp("Gelu")
+def gelu(b: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
+    """y = x·Φ(x), so dx = dy · (Φ(x) + x·φ(x)), Φ the normal distribution, or its tanh approximation::
+
+        Φ = ½·(1 + erf(x/√2)),  φ = e^(−x²/2)/√(2π)
+        Φ ≈ ½·(1 + t),  t = tanh(u),  u = √(2/π)·(x + 0.044715·x³),  φ = ½·(1 − t²)·u′
+    """
+    x = operand(node, 0)
+    root = math.sqrt(2.0 / math.pi)
+    if attribute(node, "approximate", "none") == "tanh":
+        # Beyond ±10 the derivative is 0 or 1 to the last bit, and x³ could overflow in half precision.
+        x = b.op("Max", b.op("Min", x, b.like(x, 10.0)), b.like(x, -10.0))
+        square = b.op("Mul", x, x)
+        u = b.op("Mul", x, b.op("Add", b.scale(square, 0.044715 * root), b.like(x, root)))
+        slope = b.op("Add", b.scale(square, 3 * 0.044715 * root), b.like(x, root))
+        curve = b.op("Tanh", u)
+        density = b.op("Mul", b.op("Sub", b.like(x, 1.0), b.op("Mul", curve, curve)), b.scale(slope, 0.5))
+    else:
+        curve = b.op("Erf", b.scale(x, math.sqrt(0.5)))
+        density = b.scale(_bell(b, b.scale(x, math.sqrt(0.5))), root / 2)
+    distribution = b.scale(b.op("Add", curve, b.like(x, 1.0)), 0.5)
+    return (b.op("Mul", dy, b.op("Add", distribution, b.op("Mul", x, density))),)
+
+
+def _bell(b: Emitter, x: ir.Value) -> ir.Value:
+    """e^(−x²)."""
+    return b.op("Exp", b.op("Neg", b.op("Mul", x, x)))
+
+
+@vjp("Mish")
+def mish(b: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
+    """y = x·t with t = tanh(ln(1 + eˣ)), so dx = dy · (t + x·σ(x)·(1 − t²))."""
+    x = operand(node, 0)
+    t = b.op("Tanh", b.op("Softplus", x))
+    slope = b.op("Mul", b.op("Sigmoid", x), b.op("Sub", b.like(x, 1.0), b.op("Mul", t, t)))
+    return (b.op("Mul", dy, b.op("Add", t, b.op("Mul", x, slope))),)
+
+
+@vjp("Swish")
+def swish(b: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
+    """y = x·s with s = σ(αx), so dx = dy · (s + αy·(1 − s))."""
+    x, y = operand(node, 0), node.outputs[0]
+    alpha = attribute(node, "alpha", 1.0)
+    s = b.op("Sigmoid", b.scale(x, alpha))
+    rest = b.op("Mul", b.scale(y, alpha), b.op("Sub", b.like(x, 1.0), s))
+    return (b.op("Mul", dy, b.op("Add", s, rest)),)
+
+
+@vjp("Softmax")
+def softmax(b: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
+    """dx = y · (dy − Σ dy·y), summed along the axis."""
+    y = node.outputs[0]
+    total = b.reduce("ReduceSum", b.op("Mul", dy, y), [attribute(node, "axis", -1)])
+    return (b.op("Mul", y, b.op("Sub", dy, total)),)
+
+
+@vjp("LogSoftmax")
+def log_softmax(b: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
+    """dx = dy − eʸ · Σ dy, summed along the axis."""
+    total = b.reduce("ReduceSum", dy, [attribute(node, "axis", -1)])
+    return (b.op("Sub", dy, b.op("Mul", b.op("Exp", node.outputs[0]), total)),)

@@ -18,6 +18,13 @@ Dim = int | str
 # Names a dimension that shape inference left open; two of them are never taken to be equal.
 _UNKNOWN = "?"
 
+_BOOLEAN = frozenset(("Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Equal", "And", "Or", "Xor", "Not"))
+_BROADCASTING = _BOOLEAN | {"Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Where"}
+
+
+class Unsupported(Exception):  # noqa: N818 - a reason, not a failure
+    """Raised by a rule that cannot take a node; the message says why, in the words of the forward graph."""
+
 
 class Dgrad(enum.StrEnum):
     """How the gradient of a convolution's input is written.
@@ -69,8 +76,10 @@ class Emitter:
         Args:
             op_type: Operator of the default domain.
             *inputs: Its inputs; trailing ``None`` are dropped.
-            shape: Shape of the output; that of the first input if not given.
-            dtype: Element type of the output; that of the first input if not given.
+            shape: Shape of the output; if not given, that of the first input, or of all inputs
+                broadcast for arithmetic and comparisons.
+            dtype: Element type of the output; if not given, that of the first input (of what a Where
+                chooses from), or bool for comparisons.
             **attributes: The operator's attributes.
 
         Returns:
@@ -82,11 +91,16 @@ class Emitter:
             operands.pop()
         first = operands[0]
         assert first is not None, f"{op_type} needs a first input"
+        if shape is None:
+            read = [shape_of(value) for value in operands if value is not None]
+            shape = broadcast(*read) if op_type in _BROADCASTING else read[0]
+        if dtype is None:
+            chosen = operands[1] if op_type == "Where" else first
+            assert chosen is not None
+            dtype = ir.DataType.BOOL if op_type in _BOOLEAN else dtype_of(chosen)
         index = len(self.nodes)
         output = ir.Value(
-            name=f"{self.prefix}/{op_type}_{index}",
-            shape=_ir_shape(shape if shape is not None else shape_of(first)),
-            type=ir.TensorType(dtype if dtype is not None else dtype_of(first)),
+            name=f"{self.prefix}/{op_type}_{index}", shape=_ir_shape(shape), type=ir.TensorType(dtype)
         )
         self.nodes.append(
             ir.Node(
@@ -118,8 +132,12 @@ class Emitter:
         return self.constant(np.array(values, dtype=np.int64))
 
     def like(self, value: ir.Value, number: float | np.ndarray[Any, Any]) -> ir.Value:
-        """A constant in the element type of ``value``; a plain number gets shape [1], never rank 0."""
-        return self.constant(np.atleast_1d(np.asarray(number, dtype=dtype_of(value).numpy())))
+        """A constant in the element type of ``value``; a plain number gets shape [1], not rank 0.
+
+        Beside a value of rank 0 it stays rank 0, so that the shape of the result does.
+        """
+        array = np.asarray(number, dtype=dtype_of(value).numpy())
+        return self.constant(np.atleast_1d(array) if shape_of(value) else array)
 
     # What many rules need
 
@@ -144,7 +162,12 @@ class Emitter:
 
     def masked(self, dy: ir.Value, condition: ir.Value) -> ir.Value:
         """``dy`` where a boolean of the same shape holds, else zero."""
-        return self.op("Mul", dy, self.op("Cast", condition, dtype=dtype_of(dy), to=int(dtype_of(dy))))
+        return self.op("Mul", dy, self.cast(condition, dy))
+
+    def cast(self, value: ir.Value, like: ir.Value) -> ir.Value:
+        """``value`` in the element type of ``like``."""
+        dtype = dtype_of(like)
+        return value if value.dtype == dtype else self.op("Cast", value, dtype=dtype, to=int(dtype))
 
     def expand(self, value: ir.Value, shape: Sequence[Dim]) -> ir.Value:
         """Broadcast to a shape whose symbolic dimensions ``value`` already has.
@@ -152,6 +175,8 @@ class Emitter:
         A product with ones: unlike ``Expand`` it needs no shape computed from a dynamic batch.
         """
         have = shape_of(value)
+        if any(m == 1 and isinstance(n, str) for m, n in zip(have, shape, strict=True)):
+            raise Unsupported("it sums over the batch, and images are differentiated one by one")
         ones = [n if isinstance(n, int) and m == 1 else 1 for m, n in zip(have, shape, strict=True)]
         if all(n == 1 for n in ones):
             return value
@@ -166,6 +191,8 @@ class Emitter:
         have = shape_of(value)
         if tuple(have) == tuple(shape):
             return value
+        if sum(isinstance(n, str) for n in shape) > 1:
+            raise Unsupported(f"it needs a shape of several dynamic dimensions, {_text(shape)}")
         target = []
         for axis, n in enumerate(shape):
             if isinstance(n, int):
@@ -180,6 +207,11 @@ class Emitter:
         if list(perm) == list(range(len(have))):
             return value
         return self.op("Transpose", value, perm=list(perm), shape=[have[axis] for axis in perm])
+
+    def flip(self, value: ir.Value, axis: int) -> ir.Value:
+        """``value[..., ::-1, ...]``."""
+        begin, past_the_beginning = self.ints(-1), self.ints(-(2**63))
+        return self.op("Slice", value, begin, past_the_beginning, self.ints(axis), self.ints(-1))
 
     def slice(
         self,
@@ -264,14 +296,26 @@ class Emitter:
         return {str(value.name): value for value in self.initializers.values()}
 
 
+def broadcast(*shapes: Sequence[Dim]) -> tuple[Dim, ...]:
+    """The shape of values that meet in one elementwise operator."""
+    rank = max(len(shape) for shape in shapes)
+    result: list[Dim] = [1] * rank
+    for shape in shapes:
+        for axis, n in enumerate(shape, start=rank - len(shape)):
+            # Of a number and a name the number is sure: the other is then 1 or the same.
+            if n != 1 and (result[axis] == 1 or isinstance(n, int)):
+                result[axis] = n
+    return tuple(result)
+
+
 def shape_of(value: ir.Value) -> tuple[Dim, ...]:
     """The shape of a value; symbolic dimensions as their names.
 
     Raises:
-        ValueError: The value has no shape; :func:`sad_export.model.load_classifier` refuses such graphs.
+        Unsupported: The value has no shape.
     """
     if value.shape is None:
-        raise ValueError(f"value {value.name!r} has no shape")
+        raise Unsupported(f"the shape of {value.name!r} is not known")
     return tuple(
         dim if isinstance(dim, int) else str(dim.value or f"{_UNKNOWN}{value.name}") for dim in value.shape
     )
@@ -281,14 +325,18 @@ def _ir_shape(shape: Sequence[Dim]) -> ir.Shape:
     return ir.Shape([None if isinstance(dim, str) and dim.startswith(_UNKNOWN) else dim for dim in shape])
 
 
+def _text(shape: Sequence[Dim]) -> str:
+    return "(" + ", ".join(str(n) for n in shape) + ")"
+
+
 def static(dim: Dim) -> int:
     """A dimension that must be a number here.
 
     Raises:
-        ValueError: It is symbolic; only the batch may be, and no rule does arithmetic on the batch.
+        Unsupported: It is symbolic; only the batch may be, and no rule does arithmetic on the batch.
     """
     if not isinstance(dim, int):
-        raise ValueError(f"dimension {dim!r} must be static")
+        raise Unsupported(f"it needs the dimension {dim!r} to be static")
     return dim
 
 
@@ -296,10 +344,10 @@ def dtype_of(value: ir.Value) -> ir.DataType:
     """The element type of a value.
 
     Raises:
-        ValueError: It has none, which shape inference excludes.
+        Unsupported: It has none.
     """
     if value.dtype is None:
-        raise ValueError(f"value {value.name!r} has no element type")
+        raise Unsupported(f"the element type of {value.name!r} is not known")
     return value.dtype
 
 

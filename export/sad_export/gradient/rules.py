@@ -7,6 +7,9 @@ for an output that nothing used). It returns one gradient per input, ``None`` wh
     def relu(b, node, dy):              # dx = dy · 1[y > 0]
         return (b.where_positive(node.outputs[0], dy),)
 
+A rule that cannot take a node raises :class:`Unsupported` with the reason: every rule on the path is tried
+before any gradient is kept, so that all reasons are given at once.
+
 Rules know nothing of the walk (:mod:`.reverse`), and the walk nothing of operators.
 """
 
@@ -16,7 +19,10 @@ import dataclasses
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
+
+from .emitter import Unsupported, constant_array
 
 Gradients = tuple[ir.Value | None, ...]
 Rule = Callable[..., Gradients]
@@ -30,11 +36,13 @@ class Registered:
         rule: The function.
         inputs: Indices of the inputs it differentiates; ``None`` for all of them.
         refuses: Given a node, the reason why this rule cannot take it, or ``None``.
+        quantized: Whether it also takes quantised integers, whose gradient is that of the number they stand for.
     """
 
     rule: Rule
     inputs: tuple[int, ...] | None
     refuses: Callable[[ir.Node], str | None]
+    quantized: bool = False
 
     def differentiates(self, index: int) -> bool:
         """Whether the rule returns a gradient for input ``index``."""
@@ -51,6 +59,7 @@ def vjp(
     *op_types: str,
     inputs: Iterable[int] | None = None,
     refuses: Callable[[ir.Node], str | None] = lambda node: None,
+    quantized: bool = False,
 ) -> Callable[[Rule], Rule]:
     """Register a rule for operators of the default ONNX domain.
 
@@ -59,13 +68,16 @@ def vjp(
         inputs: The inputs that are differentiated, by index; all of them if not given. A graph in which
             the gradient is asked for through another input is refused before any work.
         refuses: Names the attribute or shape that the rule does not cover, from the node alone.
+        quantized: The rule also takes quantised integers: it moves elements, or converts from or to them.
     """
 
     def register(rule: Rule) -> Rule:
         for op_type in op_types:
             if op_type in _RULES:
                 raise ValueError(f"{op_type} has two gradient rules: {_RULES[op_type].rule} and {rule}")
-            _RULES[op_type] = Registered(rule, None if inputs is None else tuple(inputs), refuses)
+            _RULES[op_type] = Registered(
+                rule, None if inputs is None else tuple(inputs), refuses, quantized
+            )
         return rule
 
     return register
@@ -96,6 +108,25 @@ def operand(node: ir.Node, index: int) -> ir.Value:
     value = node.inputs[index]
     assert value is not None, f"{node.op_type} {node.name!r} lacks its input {index}"
     return value
+
+
+def constant_operand(node: ir.Node, index: int, what: str) -> np.ndarray[Any, Any] | None:
+    """The numbers of an input, ``None`` if it is absent.
+
+    Raises:
+        Unsupported: It is computed in the graph.
+    """
+    value = node.inputs[index] if index < len(node.inputs) else None
+    if value is None:
+        return None
+    if (array := constant_array(value)) is None:
+        raise Unsupported(f"its {what} are computed in the graph")
+    return array
+
+
+def only_first(node: ir.Node, gradient: ir.Value | None) -> Gradients:
+    """The gradients of an operator of which only the first input has one."""
+    return (gradient, *[None] * (len(node.inputs) - 1))
 
 
 def attribute(node: ir.Node, name: str, default: Any) -> Any:
