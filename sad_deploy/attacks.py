@@ -1,0 +1,92 @@
+"""The adversarial samples that calibration sees: Eq. 3 of the paper, FGSM and PGD, against Φ0 in eval mode.
+
+ε, step size and clipping are in pixels, [0, 1]; gradients run through the pixels-to-network map, so a
+model that standardises its input is attacked by what an image file can hold.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sad_runtime.errors import UserError
+from sad_runtime.manifest import InputSpace
+
+from .attack_config import Attack, AttackKind
+from .classifier import standardized
+from .saliency import differentiable, evaluating, logits_of
+
+__all__ = ["Attack", "AttackKind", "perturb"]
+
+
+def perturb(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor | None,
+    attack: Attack,
+    input_space: InputSpace,
+    *,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Adversarial images for ``model``, which runs in eval mode and is left as it was.
+
+    Args:
+        model: Φ0; maps the network's input space (N, C, H, W) to logits (N, K).
+        images: (N, C, H, W) pixels in [0, 1].
+        labels: (N,) class indices, or None for the model's own predictions.
+        attack: What to do.
+        input_space: Pixels to network input.
+        generator: Source of PGD's random start, on the CPU; the same seed gives the same samples.
+
+    Returns:
+        (N, C, H, W) pixels in [0, 1]; within ε of ``images`` for FGSM and PGD.
+
+    Raises:
+        UserError: A label is not one of the model's classes.
+    """
+    images = images.detach()
+    if attack.kind is AttackKind.NONE:
+        return images.clone()
+    labels = _labels(model, images, labels, input_space)
+
+    def gradient(at: Tensor) -> Tensor:
+        """∂ℓ/∂image of every sample's own cross-entropy: a sum, so that N does not scale it."""
+        with evaluating(model), differentiable(at) as leaf:
+            logits = logits_of(model, standardized(leaf, input_space))
+            loss = F.cross_entropy(logits, labels, reduction="sum")
+            (found,) = torch.autograd.grad(loss, leaf)
+        return found
+
+    if attack.kind is AttackKind.EQ3:
+        # δ is taken in the network's space, x = (image − mean)/std: there ∂ℓ/∂x = std·∂ℓ/∂image, and adding
+        # it moves the image by std·δ.
+        variance = images.new_tensor(input_space.std).reshape(-1, 1, 1) ** 2
+        return (images + variance * gradient(images)).clamp(0, 1)
+    if attack.kind is AttackKind.FGSM:
+        return (images + attack.epsilon * gradient(images).sign()).clamp(0, 1)
+    adversarial = images
+    if attack.random_start:
+        noise = torch.rand(images.shape, generator=generator, dtype=images.dtype)
+        adversarial = (images + attack.epsilon * (2 * noise.to(images.device) - 1)).clamp(0, 1)
+    for _ in range(attack.steps):
+        adversarial = adversarial + attack.alpha * gradient(adversarial).sign()
+        adversarial = images + (adversarial - images).clamp(-attack.epsilon, attack.epsilon)
+        adversarial = adversarial.clamp(0, 1)
+    return adversarial
+
+
+def _labels(model: nn.Module, images: Tensor, labels: Tensor | None, input_space: InputSpace) -> Tensor:
+    """The labels, checked, or the model's own predictions."""
+    with torch.no_grad(), evaluating(model):
+        logits = logits_of(model, standardized(images, input_space))
+    if labels is None:
+        return logits.argmax(dim=1)
+    labels = labels.to(images.device)
+    if labels.shape != (len(images),) or not bool(((labels >= 0) & (labels < logits.shape[1])).all()):
+        raise UserError(
+            f"labels must be {len(images)} class indices of 0 … {logits.shape[1] - 1}, "
+            f"got shape {tuple(labels.shape)} with {labels.min().item()} … {labels.max().item()}",
+            hint="labels follow the order of the model's logits",
+        )
+    return labels

@@ -1,0 +1,111 @@
+"""A calibrated model's way into a bundle and back: Φ1, unfolded, and a few held-out images."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from sad_runtime.bundle import Bundle, write_bundle
+from sad_runtime.errors import BundleError
+from sad_runtime.manifest import Manifest
+
+from .checkpoints import load_weights, read_state_dict
+from .data.image_set import ImageSet
+from .models import build_model
+
+WEIGHTS = "weights.safetensors"
+SAMPLES = "samples.npz"
+
+
+def load_calibrated(bundle: Bundle | Path | str) -> tuple[nn.Module, Manifest]:
+    """Φ1 of a bundle, unfolded, in eval mode on the CPU, and the manifest that belongs to it.
+
+    Args:
+        bundle: An opened bundle or its folder.
+
+    Raises:
+        UserError: The bundle is not whole, or its network cannot be rebuilt (its factory is gone or changed).
+    """
+    opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    source = opened.manifest.model
+    path = opened.file(WEIGHTS)
+    model = build_model(source.name, source.num_classes)
+    load_weights(model, read_state_dict(path), source=str(path), num_classes=source.num_classes)
+    return model.eval(), opened.manifest
+
+
+def load_samples(bundle: Bundle) -> ImageSet | None:
+    """The held-out images stored for verification, or None if calibration stored none.
+
+    Raises:
+        BundleError: They are not images of the manifest's shape.
+    """
+    if SAMPLES not in bundle.manifest.files:
+        return None
+    path = bundle.file(SAMPLES)
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            images = arrays["images"]
+            labels = arrays.get("labels")
+    except (ValueError, OSError, KeyError, EOFError) as error:
+        raise BundleError(f"{path} cannot be read: {error}", hint="calibrate again") from None
+    expected = bundle.manifest.preprocessing.shape
+    if (
+        images.dtype != np.uint8
+        or images.shape[1:] != expected
+        or (labels is not None and len(labels) != len(images))
+    ):
+        raise BundleError(f"{path} holds no uint8 images of shape {expected}", hint="calibrate again")
+    return ImageSet(images, labels)
+
+
+def write_calibrated(
+    destination: Path, model: nn.Module, manifest: Manifest, samples: ImageSet | None
+) -> None:
+    """Write a bundle, whole or not at all.
+
+    Args:
+        destination: The bundle's folder; a bundle there is replaced.
+        model: Φ1, unfolded.
+        manifest: All but the file hashes, which the writer fills in.
+        samples: Held-out images to store, or None.
+
+    Raises:
+        UserError: It cannot be written; what was there is as it was.
+    """
+    with write_bundle(destination) as draft:
+        # Not save_file: that makes a file which only its owner may read, whatever the umask says.
+        draft.path(WEIGHTS).write_bytes(safetensors.torch.save(_plain_state_dict(model), _metadata(manifest)))
+        if samples is not None and len(samples):
+            arrays: dict[str, npt.NDArray[Any]] = {"images": samples.images}
+            if samples.labels is not None:
+                arrays["labels"] = samples.labels
+            np.savez_compressed(draft.path(SAMPLES), allow_pickle=False, **arrays)
+        draft.manifest = manifest
+
+
+def _plain_state_dict(model: nn.Module) -> dict[str, Tensor]:
+    # A copy each: safetensors refuses tensors that share memory, as tied weights do.
+    return {
+        name: value.detach().cpu().contiguous().clone()
+        for name, value in model.state_dict().items()
+        if isinstance(value, torch.Tensor)
+    }
+
+
+def _metadata(manifest: Manifest) -> dict[str, str]:
+    # One entry: safetensors writes several in random order, and equal weights should be equal files.
+    described = {
+        "model": manifest.model.name,
+        "num_classes": manifest.model.num_classes,
+        "eta": manifest.defence.eta,
+        "normalization": manifest.defence.normalization.value,
+    }
+    return {"sad_deploy": json.dumps(described)}

@@ -1,0 +1,167 @@
+"""A folder of images: one subfolder a class, or one flat folder of images without labels.
+
+Images are read by the same code as at inference, each once, and only as many as are asked for.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from sad_runtime.errors import ImageError, UserError
+from sad_runtime.images import EXTENSIONS
+from sad_runtime.manifest import Preprocessing
+from sad_runtime.preprocess import load
+
+from ..progress import Decoded
+from .image_set import CalibrationData, ImageSet, stratified_split
+
+_HELD_OUT = 0.2
+_DECODE_THREADS = min(8, os.cpu_count() or 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class FolderSource:
+    """Image files by class.
+
+    Attributes:
+        name: As the user gave it.
+        classes: Names of the class folders, sorted; None for a flat folder.
+        paths: All files.
+        labels: (n,) index of each file's class; zeros for a flat folder.
+        preprocessing: None: a folder fits any network.
+    """
+
+    name: str
+    classes: tuple[str, ...] | None
+    paths: tuple[Path, ...]
+    labels: npt.NDArray[np.int64]
+    preprocessing: Preprocessing | None = None
+
+    @property
+    def available(self) -> int:
+        """Files that are not held out."""
+        return len(self._split(seed=0)[1])
+
+    def _split(self, seed: int) -> list[npt.NDArray[np.intp]]:
+        """Indices held out, and the others; how many does not depend on the seed."""
+        return stratified_split(self.labels, (_HELD_OUT,), np.random.default_rng(seed))
+
+    def load(
+        self,
+        preprocessing: Preprocessing,
+        *,
+        calibration: int,
+        held_out: int,
+        seed: int,
+        decoded: Decoded | None = None,
+    ) -> CalibrationData:
+        """See :class:`~.sources.DataSource`. A fifth of every class is held out; there is no test part.
+
+        Files that cannot be used are skipped and listed.
+
+        Raises:
+            UserError: None can be used.
+        """
+        held, rest = self._split(seed)
+        reader = _Reader(self, preprocessing, min(calibration, len(rest)) + min(held_out, len(held)), decoded)
+        with ThreadPoolExecutor(_DECODE_THREADS) as pool:
+            for_calibration = reader.read(pool, rest, calibration)
+            for_held_out = reader.read(pool, held, held_out)
+        if not len(for_calibration):
+            raise UserError(
+                f"none of the {len(rest)} images of {self.name} can be used; the first: {reader.skipped[0]}",
+                hint="sad-deploy infer lists what is wrong with every file",
+            )
+        return CalibrationData(
+            self.name, self.classes, for_calibration, for_held_out, skipped=tuple(reader.skipped)
+        )
+
+
+class _Reader:
+    """Reads files until there are enough good images, so that a broken one costs no batch."""
+
+    def __init__(
+        self, source: FolderSource, preprocessing: Preprocessing, wanted: int, decoded: Decoded | None
+    ) -> None:
+        self.source = source
+        self.preprocessing = preprocessing
+        self.wanted = wanted
+        self.decoded = decoded
+        self.done = 0
+        self.skipped: list[str] = []
+
+    def read(self, pool: ThreadPoolExecutor, candidates: npt.NDArray[np.intp], limit: int) -> ImageSet:
+        pixels: list[npt.NDArray[np.uint8]] = []
+        kept: list[int] = []
+        position = 0
+        while position < len(candidates) and len(pixels) < limit:
+            chunk = candidates[position : position + limit - len(pixels)]
+            position += len(chunk)
+            for index, result in zip(chunk, pool.map(self._read_one, chunk), strict=True):
+                if isinstance(result, str):
+                    self.skipped.append(result)
+                    continue
+                pixels.append(result)
+                kept.append(int(index))
+                self.done += 1
+                if self.decoded is not None:
+                    self.decoded(self.done, self.wanted)
+        images = np.stack(pixels) if pixels else np.empty((0, *self.preprocessing.shape), dtype=np.uint8)
+        return ImageSet(images, None if self.source.classes is None else self.source.labels[kept])
+
+    def _read_one(self, index: int) -> npt.NDArray[np.uint8] | str:
+        path = self.source.paths[index]
+        try:
+            # Inference divides 8-bit pixels by 255; this undoes exactly that.
+            return np.rint(load(path, self.preprocessing) * 255).astype(np.uint8)
+        except ImageError as error:
+            return f"{path}: {error.message}"
+
+
+def find_folder(name: str, path: Path) -> FolderSource:
+    """List a folder's images. Hidden entries are left out, and images beside class folders.
+
+    Raises:
+        UserError: It is no folder, holds no image, or some class folders hold none; all of those are named.
+    """
+    if not path.is_dir():
+        raise UserError(
+            f"there is no data folder {path}",
+            hint="--data takes a folder, digits, cifar10:PATH or cifar100:PATH",
+        )
+    folders = sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    if not folders:
+        flat = _images_in(path)
+        if not flat:
+            raise UserError(f"{path} holds no images", hint=f"read are {', '.join(sorted(EXTENSIONS))}")
+        return FolderSource(name, None, tuple(flat), np.zeros(len(flat), dtype=np.int64))
+    by_class = {folder.name: _images_in(folder) for folder in folders}
+    empty = [folder for folder in folders if not by_class[folder.name]]
+    if empty:
+        names = ", ".join(folder.name for folder in empty[:5]) + (
+            f" and {len(empty) - 5} more" if len(empty) > 5 else ""
+        )
+        nested = [folder for folder in empty if any(entry.is_dir() for entry in folder.iterdir())]
+        raise UserError(
+            f"{len(empty)} of {len(folders)} class folders in {path} hold no images: {names}",
+            hint=f"if {nested[0].name} is a split of the data, use --data {nested[0]}"
+            if nested
+            else "every subfolder is a class; remove the empty ones if the network does not know them",
+        )
+    labels = np.repeat(np.arange(len(by_class)), [len(paths) for paths in by_class.values()])
+    paths = tuple(path for paths in by_class.values() for path in paths)
+    return FolderSource(name, tuple(by_class), paths, labels.astype(np.int64))
+
+
+def _images_in(folder: Path) -> list[Path]:
+    return sorted(
+        entry
+        for entry in folder.iterdir()
+        if entry.suffix.lower() in EXTENSIONS and not entry.name.startswith(".") and entry.is_file()
+    )

@@ -1,0 +1,81 @@
+"""``--data`` → where the images come from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+from sad_runtime.errors import UserError
+from sad_runtime.manifest import Preprocessing
+
+from ..progress import Decoded
+from . import cifar
+from .digits import DigitsSource
+from .folder import find_folder
+from .image_set import CalibrationData
+
+
+class DataSource(Protocol):
+    """Images that were found but not yet read."""
+
+    @property
+    def name(self) -> str:
+        """As the user gave it."""
+        ...
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """Class names in the order of the labels, or None without labels."""
+        ...
+
+    @property
+    def preprocessing(self) -> Preprocessing | None:
+        """The only preprocessing that fits, or None if any does."""
+        ...
+
+    @property
+    def available(self) -> int:
+        """How many images there are to calibrate on, unread: some may turn out unusable."""
+        ...
+
+    def load(
+        self,
+        preprocessing: Preprocessing,
+        *,
+        calibration: int,
+        held_out: int,
+        seed: int,
+        decoded: Decoded | None = None,
+    ) -> CalibrationData:
+        """Read the images.
+
+        Args:
+            preprocessing: What the manifest will say.
+            calibration: Most images to calibrate on.
+            held_out: Most images to hold out.
+            seed: Decides which ones.
+            decoded: Told after every image, where that takes time.
+
+        Raises:
+            UserError: There is nothing to read.
+        """
+        ...
+
+
+def find_data(name: str) -> DataSource:
+    """The source behind ``digits``, ``cifar10:PATH``, ``cifar100:PATH`` or a folder.
+
+    Raises:
+        UserError: There is no such data.
+    """
+    if name == "digits":
+        return DigitsSource()
+    dataset, separator, path = name.partition(":")
+    if dataset in cifar.NAMES:
+        if not separator or not path:
+            raise UserError(
+                f"{dataset} needs the folder of its files",
+                hint=f"--data {dataset}:PATH; nothing is downloaded",
+            )
+        return cifar.find_cifar(name, dataset, Path(path).expanduser())
+    return find_folder(name, Path(name).expanduser())

@@ -1,0 +1,248 @@
+"""From a recipe to Φ0 and its images: everything is looked up and checked before any long work."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from sad_runtime.errors import UserError
+from sad_runtime.manifest import Color, InputSpace, ModelSource, Preprocessing
+
+from .batchnorm import batchnorm_layers
+from .checkpoints import load_weights, read_state_dict
+from .data import DataSource, find_data
+from .data.cifar import SIDE as CIFAR_SIDE
+from .data.digits import CLASSES as DIGITS_CLASSES
+from .data.digits import PREPROCESSING as DIGITS_PREPROCESSING
+from .data.image_set import check_enough
+from .digits_default import digits_state_dict
+from .models import build_model, cifar, digits
+from .models.pretrained import Pretrained, find_pretrained, weight_names
+from .models.sources import (
+    DIGITS,
+    check_model_name,
+    classes_in,
+    is_cifar,
+    is_factory,
+    takes_num_classes,
+    training_only_prefixes,
+)
+from .progress import Report
+from .recipe import Recipe
+from .saliency import logits_of
+
+_IMAGENET = InputSpace(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+_IMAGENET_SIDE = 224
+_IMAGENET_RESIZE = 256 / 224
+_INCEPTION_SIDE = 299
+_SAME = "the data's class folders must be the classes the network was trained on"
+
+
+@dataclasses.dataclass(frozen=True)
+class Preparation:
+    """Ready to calibrate.
+
+    Attributes:
+        model: Φ0 in eval mode, on the device.
+        source: How to build it again.
+        classes: Class names in the order of the logits.
+        preprocessing: Image to pixels.
+        input_space: Pixels to network input.
+        data: The images, found but not read.
+        weights: Where the weights came from, for the manifest.
+    """
+
+    model: nn.Module
+    source: ModelSource
+    classes: tuple[str, ...]
+    preprocessing: Preprocessing
+    input_space: InputSpace
+    data: DataSource
+    weights: Mapping[str, str]
+
+
+def prepare(recipe: Recipe, report: Report) -> Preparation:
+    """Find the data, build the network, load its weights and try it on one batch of zeros.
+
+    Raises:
+        UserError: Anything in the recipe that cannot be used.
+    """
+    device = _device(recipe.device)
+    check_model_name(recipe.model)
+    data = find_data(recipe.data)
+    check_enough(data.available, recipe.batch_size)
+    pretrained, file = _find_weights(recipe)
+    state = None if file is None else read_state_dict(file)
+    classes = _classes(recipe, data, pretrained, state)
+    num_classes = len(classes) if classes else 0
+    preprocessing = _preprocessing(recipe, data, pretrained)
+    input_space = _input_space(recipe, data, pretrained, preprocessing)
+
+    model = build_model(recipe.model, num_classes)
+    batchnorm_layers(model)
+    width = _try_out(model, preprocessing)
+    if classes is not None and width != num_classes:
+        raise UserError(
+            f"{recipe.model} gives {width} logits, but {recipe.data} has {num_classes} classes", hint=_SAME
+        )
+    weights, state = _weights(recipe, pretrained, file, state, report)
+    if state is not None:
+        source = recipe.weights or "the embedded default"
+        ignored = training_only_prefixes(recipe.model)
+        load_weights(model, state, source=source, num_classes=width, ignore=ignored)
+    return Preparation(
+        model=model.to(device),
+        source=ModelSource(recipe.model, width),
+        classes=classes or tuple(map(str, range(width))),
+        preprocessing=preprocessing,
+        input_space=input_space,
+        data=data,
+        weights=weights,
+    )
+
+
+def _weights(
+    recipe: Recipe,
+    pretrained: Pretrained | None,
+    file: Path | None,
+    state: dict[str, Tensor] | None,
+    report: Report,
+) -> tuple[Mapping[str, str], dict[str, Tensor] | None]:
+    """Where the weights came from, and the weights; downloading or training is the long part."""
+    if file is not None:
+        return {"file": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}, state
+    if pretrained is not None:
+        return {"torchvision": pretrained.name}, pretrained.state_dict()
+    if recipe.model == DIGITS:
+        told = functools.partial(report, "training the default network")
+        return {"embedded": "trained on scikit-learn's digits"}, digits_state_dict(epoch=told)[0]
+    return {"factory": recipe.model}, None
+
+
+def _device(name: str) -> torch.device:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            "--device cuda: torch sees no usable GPU here", hint="use --device cpu, or install a driver"
+        )
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _find_weights(recipe: Recipe) -> tuple[Pretrained | None, Path | None]:
+    """The published weights or the file that ``--weights`` names."""
+    name, model = recipe.weights, recipe.model
+    published = weight_names(model)
+    if name is None:
+        if model == DIGITS or is_factory(model):
+            return None, None
+        check_model_name(model)
+        raise UserError(
+            f"--model {model} needs --weights: calibrating an untrained network is of no use",
+            hint="--weights FILE" + (f", or torchvision's {', '.join(published)}" if published else ""),
+        )
+    if (pretrained := find_pretrained(model, name)) is not None:
+        return pretrained, None
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise UserError(
+            f"--weights {name}: no such file"
+            + (f", and {model} has only the published weights {', '.join(published)}" if published else ""),
+            hint="give a .safetensors file or one written by torch.save(model.state_dict(), …)",
+        )
+    return None, path
+
+
+def _classes(
+    recipe: Recipe, data: DataSource, pretrained: Pretrained | None, state: Mapping[str, Tensor] | None
+) -> tuple[str, ...] | None:
+    """Class names in the order of the logits; None if only the network itself knows how many there are."""
+    if pretrained is not None:
+        if data.classes is not None and len(data.classes) != len(pretrained.classes):
+            raise UserError(
+                f"{pretrained.name}: {len(pretrained.classes)} classes, {recipe.data}: {len(data.classes)}",
+                hint=f"{_SAME}; or give a flat folder of images, for which its own predictions stand in",
+            )
+        return pretrained.classes
+    if data.classes is not None:
+        return data.classes
+    if recipe.model == DIGITS and state is None:
+        return DIGITS_CLASSES
+    if not is_factory(recipe.model) and state is not None:
+        count = classes_in(recipe.model, state)
+        if count is not None:
+            return tuple(map(str, range(count)))
+    elif not takes_num_classes(recipe.model):
+        return None
+    raise UserError(
+        f"{recipe.data} has no class folders, and {recipe.weights or recipe.model} does not tell the number "
+        "of classes",
+        hint="give --data one subfolder a class",
+    )
+
+
+def _preprocessing(recipe: Recipe, data: DataSource, pretrained: Pretrained | None) -> Preprocessing:
+    side = recipe.image_size
+    if data.preprocessing is not None:
+        if side is not None and data.preprocessing.crop != (side, side):
+            height, width = data.preprocessing.crop
+            raise UserError(
+                f"--image-size {side}: {recipe.data} has images of {height}×{width}",
+                hint="leave --image-size out",
+            )
+        return data.preprocessing
+    if pretrained is not None:
+        known = pretrained.preprocessing
+        if side is None or not isinstance(known.resize, int):
+            return known
+        resize = round(known.resize * side / known.crop[0])
+        return dataclasses.replace(known, resize=resize, crop=(side, side))
+    if recipe.model == DIGITS:
+        side = side or DIGITS_PREPROCESSING.crop[0]
+        return Preprocessing(color=Color.GRAY, resize=(side, side), crop=(side, side))
+    if is_cifar(recipe.model):
+        side = side or CIFAR_SIDE
+        return Preprocessing(color=Color.RGB, resize=side, crop=(side, side))
+    side = side or (_INCEPTION_SIDE if recipe.model == "inception_v3" else _IMAGENET_SIDE)
+    grey = recipe.input_space is not None and len(recipe.input_space[0]) == 1
+    return Preprocessing(
+        color=Color.GRAY if grey else Color.RGB, resize=round(side * _IMAGENET_RESIZE), crop=(side, side)
+    )
+
+
+def _input_space(
+    recipe: Recipe, data: DataSource, pretrained: Pretrained | None, preprocessing: Preprocessing
+) -> InputSpace:
+    channels = preprocessing.color.channels
+    if recipe.input_space is not None:
+        mean, std = recipe.input_space
+        if len(mean) != channels:
+            raise UserError(
+                f"--mean and --std have {len(mean)} values, the images {channels} channels",
+                hint="give one value a channel",
+            )
+        return InputSpace(mean, std)
+    if pretrained is not None:
+        return pretrained.input_space
+    if channels == 1:
+        return InputSpace(digits.MEAN, digits.STD)
+    if is_cifar(recipe.model) or data.preprocessing is not None:
+        return InputSpace(cifar.MEAN, cifar.STD)
+    return _IMAGENET
+
+
+def _try_out(model: nn.Module, preprocessing: Preprocessing) -> int:
+    """K, from the logits of a batch of zeros."""
+    try:
+        with torch.no_grad():
+            logits = logits_of(model, torch.zeros(2, *preprocessing.shape))
+    except RuntimeError as error:
+        raise UserError(
+            f"{type(model).__name__} does not accept images of {preprocessing.shape}: {str(error)[:160]}",
+            hint="--image-size sets the size; --mean with one value a channel sets the channels of a factory",
+        ) from error
+    return logits.shape[1]

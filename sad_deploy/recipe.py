@@ -1,0 +1,219 @@
+"""What ``sad-deploy calibrate`` was asked for: defaults filled in, contradictions refused; free of torch."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+from sad_runtime.errors import UserError
+from sad_runtime.manifest import Normalization
+
+from .attack_config import Attack, AttackKind
+
+DEFAULT_MODEL = "digits"
+DEFAULT_DATA = "digits"
+MAX_DROP = 2.0
+"""Points of clean accuracy that a swept η may cost."""
+
+BATCHES = 32
+"""Measured: cumulative statistics are within 0.05 of converged ones after 24 batches of 128."""
+
+BATCH_SIZE = 128
+SAMPLES = 64
+DEVICES = ("auto", "cpu", "cuda")
+
+PAPER_ETA = 0.8
+PAPER_MOMENTUM = 0.1
+_PAPER_ATTACK = Attack(kind=AttackKind.PGD, epsilon=8 / 255, steps=20)
+_AUTO = "auto"
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """The command line as given; None is "not given"."""
+
+    model: str | None = None
+    weights: str | None = None
+    data: str | None = None
+    eta: str | None = None
+    max_drop: float | None = None
+    normalization: Normalization | None = None
+    clip: bool | None = None
+    attack: AttackKind | None = None
+    epsilon: str | None = None
+    steps: int | None = None
+    batches: int = BATCHES
+    batch_size: int = BATCH_SIZE
+    image_size: int | None = None
+    mean: str | None = None
+    std: str | None = None
+    seed: int = 0
+    device: str = "auto"
+    samples: int = SAMPLES
+    paper: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """One calibration, fully decided.
+
+    Attributes:
+        model: Model name.
+        weights: File or published name; None for the embedded default and factories that bring their own.
+        data: Data source.
+        eta: η, or None to sweep.
+        max_drop: Limit of the sweep, in points.
+        normalization: Of S.
+        clip: Whether x + ηS is clipped to the pixel range.
+        attack: The adversarial samples.
+        momentum: None for cumulative statistics, else the weight of a batch.
+        batches: To calibrate on.
+        batch_size: Images a batch.
+        image_size: Side of the network's square input, or None for the model's usual one.
+        input_space: (mean, std) if given.
+        seed: Of the choice and order of images and of the attack.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        samples: Held-out images to store in the bundle.
+        paper: Whether these are the paper's settings by ``--paper``.
+    """
+
+    model: str
+    weights: str | None
+    data: str
+    eta: float | None
+    max_drop: float
+    normalization: Normalization
+    clip: bool
+    attack: Attack
+    momentum: float | None
+    batches: int
+    batch_size: int
+    image_size: int | None
+    input_space: tuple[tuple[float, ...], tuple[float, ...]] | None
+    seed: int
+    device: str
+    samples: int
+    paper: bool
+
+
+def resolve(options: Options) -> Recipe:
+    """Fill in the defaults.
+
+    Raises:
+        UserError: Values that cannot be read, or options that contradict each other; all of them are named.
+    """
+    problems: list[str] = []
+    eta = _read_eta(options.eta, problems)
+    epsilon = _read_number("--epsilon", options.epsilon, problems)
+    mean, std = (
+        _read_channels(name, text, problems)
+        for name, text in (("--mean", options.mean), ("--std", options.std))
+    )
+    problems += _contradictions(options, eta, epsilon, mean, std)
+    if problems:
+        raise UserError("; ".join(problems), hint="sad-deploy calibrate --help explains the options")
+    model = options.model or DEFAULT_MODEL
+    if options.data is None and model != DEFAULT_MODEL:
+        raise UserError(
+            f"--model {model} needs images: --data is missing",
+            hint="--data FOLDER with one subfolder a class, or cifar10:PATH, cifar100:PATH",
+        )
+    if options.paper:
+        attack = _PAPER_ATTACK
+    else:
+        default = Attack()
+        attack = Attack(
+            kind=options.attack or default.kind,
+            epsilon=default.epsilon if epsilon is None else epsilon,
+            steps=options.steps or default.steps,
+        )
+    return Recipe(
+        model=model,
+        weights=options.weights,
+        data=options.data or DEFAULT_DATA,
+        eta=PAPER_ETA if options.paper else eta,
+        max_drop=MAX_DROP if options.max_drop is None else options.max_drop,
+        normalization=options.normalization or Normalization.NONE,
+        clip=bool(options.clip),
+        attack=attack,
+        momentum=PAPER_MOMENTUM if options.paper else None,
+        batches=options.batches,
+        batch_size=options.batch_size,
+        image_size=options.image_size,
+        input_space=(mean, std) if mean and std else None,
+        seed=options.seed,
+        device=options.device,
+        samples=options.samples,
+        paper=options.paper,
+    )
+
+
+def _contradictions(
+    options: Options,
+    eta: float | None,
+    epsilon: float | None,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+) -> Iterator[str]:
+    attack = options.attack or AttackKind.PGD
+    if options.steps is not None and not attack.iterative:
+        yield f"--steps does not apply to --attack {attack.value}"
+    if options.epsilon is not None and not attack.bounded:
+        yield f"--epsilon does not apply to --attack {attack.value}"
+    if options.max_drop is not None and (eta is not None or options.paper):
+        yield "--max-drop limits the sweep of --eta auto, which a fixed eta does without"
+    if options.device not in DEVICES:
+        yield f"--device must be one of {', '.join(DEVICES)}, got {options.device!r}"
+    if (options.mean is None) != (options.std is None):
+        yield "--mean and --std go together"
+    if mean is not None and std is not None and len(mean) != len(std):
+        yield f"--mean has {len(mean)} values, --std {len(std)}"
+    if options.paper:
+        given = (
+            ("--eta", options.eta is not None and eta != PAPER_ETA, "0.8"),
+            ("--normalization", options.normalization not in (None, Normalization.NONE), "none"),
+            ("--clip", bool(options.clip), "no clip"),
+            ("--attack", attack is not AttackKind.PGD, "pgd"),
+            ("--epsilon", epsilon is not None and abs(epsilon - _PAPER_ATTACK.epsilon) > 1e-9, "8/255"),
+            ("--steps", options.steps not in (None, _PAPER_ATTACK.steps), "20"),
+        )
+        for name, differs, paper in given:
+            if differs:
+                yield f"{name} contradicts --paper, which uses {paper}"
+
+
+def _read_eta(text: str | None, problems: list[str]) -> float | None:
+    """η, or None for the sweep."""
+    return None if text is None or text == _AUTO else _read_number("--eta", text, problems, also=_AUTO)
+
+
+def _read_number(
+    name: str, text: str | None, problems: list[str], *, also: str = "a fraction"
+) -> float | None:
+    """A number, or a fraction such as 8/255; at least 0."""
+    if text is None:
+        return None
+    numerator, slash, denominator = text.partition("/")
+    try:
+        value = float(numerator) / float(denominator) if slash else float(text)
+    except (ValueError, ZeroDivisionError):
+        problems.append(f"{name} takes a number or {also}, got {text!r}")
+        return None
+    if not 0 <= value < float("inf"):
+        problems.append(f"{name} must be at least 0 and finite, got {text!r}")
+        return None
+    return value
+
+
+def _read_channels(name: str, text: str | None, problems: list[str]) -> tuple[float, ...] | None:
+    """One number a channel, separated by commas."""
+    if text is None:
+        return None
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        values = ()
+    if len(values) not in (1, 3):
+        problems.append(f"{name} takes one value (grey) or three (RGB) separated by commas, got {text!r}")
+        return None
+    return values

@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sad_deploy import SADClassifier, load_calibrated
+from sad_deploy.calibrated import load_samples
+from sad_deploy.cli import main
+from sad_deploy.data.digits import digits_splits
+from sad_runtime.bundle import Bundle
+
+QUICK = ["--batches", "2", "--attack", "fgsm"]
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def work_folder(tmp_path, cache, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def calibrate(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["sad-deploy", "calibrate", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    return stopped.value.code
+
+
+def refused(monkeypatch, capsys, *arguments):
+    """The one line on stderr of a run that must exit with 2 and write nothing."""
+    before = sorted(Path.cwd().rglob("*"))
+    assert calibrate(monkeypatch, *arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and "Traceback" not in captured.err
+    assert sorted(Path.cwd().rglob("*")) == before
+    return " ".join(captured.err.split())
+
+
+def digit_folder(folder, *, labelled, n=60):
+    images = digits_splits()[0]
+    for index in range(n):
+        target = folder / str(images.labels[index]) if labelled else folder
+        target.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(images.images[index, 0]).save(target / f"{index}.png")
+
+
+@pytest.mark.slow
+def test_without_arguments_the_embedded_default_is_calibrated(monkeypatch, capsys):
+    assert calibrate(monkeypatch) == 0
+    out = capsys.readouterr().out
+    bundle = Bundle.open("sad-model")
+    accuracy, eta = (bundle.manifest.calibration[key] for key in ("clean_accuracy", "eta"))
+    assert (accuracy["images"], accuracy["split"], accuracy["against"]) == (269, "test", "labels")
+    assert accuracy["before_percent"] >= 98
+    assert accuracy["before_percent"] - accuracy["after_percent"] <= 5
+    assert f"{accuracy['before_percent']:.2f} % before, {accuracy['after_percent']:.2f} % after" in out
+    assert eta["within_max_drop"] and bundle.manifest.defence.eta in [row["eta"] for row in eta["rows"]]
+    assert all(f"{row['clean_percent']:.2f}" in out for row in eta["rows"])
+    assert bundle.manifest.defence.eta >= 0.1
+
+    model, manifest = load_calibrated(bundle)
+    samples = load_samples(bundle)
+    assert samples is not None and samples.images.shape == (64, 1, 16, 16)
+    x = (torch.from_numpy(samples.images / np.float32(255)) - 0.3056) / 0.3193
+    labels = SADClassifier(model, eta=manifest.defence.eta)(x).argmax(1).numpy()
+    assert (labels == samples.labels).mean() >= 0.9
+
+
+def test_a_given_eta_is_kept_and_provenance_says_how(monkeypatch, capsys):
+    options = ["--eta", "0.1", "--normalization", "rms", "--clip", "--samples", "0", "--epsilon", "4/255"]
+    assert calibrate(monkeypatch, *QUICK, *options, "--out", "mine") == 0
+    captured = capsys.readouterr()
+    manifest = json.loads(Path("mine/manifest.json").read_text())
+    assert manifest["defence"] == {"eta": 0.1, "normalization": "rms", "clip": True}
+    calibration = manifest["calibration"]
+    assert calibration["attack"] == {"kind": "fgsm", "norm": "Linf", "epsilon": pytest.approx(4 / 255)}
+    assert (calibration["batches"], calibration["batch_size"], calibration["momentum"]) == (
+        2,
+        128,
+        "cumulative",
+    )
+    assert calibration["eta"] == {"chosen": "given"} and calibration["statistics_shift"] > 0
+    assert not Path("mine/samples.npz").exists()
+    assert "sad-deploy export mine" in captured.err and "robust" not in captured.out
+
+
+def test_paper_settings_are_recorded_and_a_large_drop_is_a_loud_warning(monkeypatch, capsys):
+    assert calibrate(monkeypatch, "--paper", "--batches", "2") == 0
+    captured = capsys.readouterr()
+    calibration = Bundle.open("sad-model").manifest.calibration
+    assert (calibration["algorithm"], calibration["momentum"], calibration["attack"]["steps"]) == (
+        "paper",
+        0.1,
+        20,
+    )
+    drop = calibration["clean_accuracy"]["before_percent"] - calibration["clean_accuracy"]["after_percent"]
+    assert drop > 5, "0.8 is too much for this network: otherwise this test shows nothing"
+    assert f"warning: the defence costs {drop:.1f} points" in captured.err
+    assert "--normalization rms" in captured.err
+
+
+def test_the_same_seed_gives_the_same_file(monkeypatch):
+    options = ["--batches", "2", "--steps", "1", "--eta", "0.1"]
+    for out, seed in (("a", "1"), ("b", "1"), ("c", "2")):
+        assert calibrate(monkeypatch, *options, "--seed", seed, "--out", out) == 0
+    hashes = [Bundle.open(name).manifest.files["weights.safetensors"] for name in "abc"]
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_an_unlabelled_folder_reports_agreement(monkeypatch, capsys, work_folder):
+    digit_folder(work_folder / "flat", labelled=False)
+    (work_folder / "flat" / "broken.png").write_bytes(b"\x89PNG broken")
+    # All images are asked for, so that the broken one is met.
+    options = ["--data", "flat", "--batch-size", "24", "--eta", "0.05"]
+    assert calibrate(monkeypatch, *QUICK, *options) == 0
+    captured = capsys.readouterr()
+    manifest = Bundle.open("sad-model").manifest
+    assert manifest.calibration["clean_accuracy"]["against"] == "predictions of the uncalibrated model"
+    assert manifest.calibration["clean_accuracy"]["before_percent"] == 100
+    assert manifest.calibration["clean_accuracy"]["split"] == "held-out"
+    assert "against predictions of the uncalibrated model" in captured.out
+    assert manifest.calibration["data"]["skipped_images"] == 1
+    assert "1 unusable images skipped" in captured.err and "broken.png" in captured.err
+
+
+def test_a_labelled_folder_gives_the_same_tensors_as_the_embedded_digits(monkeypatch, work_folder):
+    digit_folder(work_folder / "mine", labelled=True, n=200)
+    assert calibrate(monkeypatch, *QUICK, "--data", "mine", "--batch-size", "32", "--eta", "0.05") == 0
+    bundle = Bundle.open("sad-model")
+    assert bundle.manifest.classes == tuple("0123456789")
+    samples = load_samples(bundle)
+    known = {image.tobytes() for image in digits_splits()[0].images}
+    assert samples is not None and {image.tobytes() for image in samples.images} <= known
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--eta", "much"], "error: --eta takes a number or auto, got 'much'"),
+        (["--paper", "--eta", "0.5"], "--eta contradicts --paper"),
+        (["--model", "resnet18"], "--data is missing"),
+        (["--model", "reznet18", "--data", "."], "close: resnet18"),
+        (["--weights", "absent.pt"], "no such file"),
+        (["--data", "absent"], "no data folder absent"),
+        (["--out", "."], "current folder"),
+        (["--batch-size", "1000"], "fewer than two batches of 1000"),
+        (["--attack", "magic"], "magic"),
+        (["--device", "tpu"], "--device"),
+    ],
+)
+def test_wrong_use_is_one_error_before_any_long_work(monkeypatch, capsys, arguments, message):
+    assert message in refused(monkeypatch, capsys, *QUICK[:2], *arguments)
+
+
+def test_a_destination_that_is_not_a_bundle_is_kept(monkeypatch, capsys, work_folder):
+    (work_folder / "precious").mkdir()
+    (work_folder / "precious" / "thesis.txt").write_text("years of work")
+    assert "precious" in refused(monkeypatch, capsys, "--out", "precious")
+    assert (work_folder / "precious" / "thesis.txt").read_text() == "years of work"
+
+
+def test_an_old_bundle_survives_a_failed_calibration(monkeypatch, capsys):
+    assert calibrate(monkeypatch, *QUICK, "--eta", "0.1") == 0
+    before = Path("sad-model/manifest.json").read_bytes()
+    capsys.readouterr()
+    refused(monkeypatch, capsys, *QUICK, "--batch-size", "1000")
+    assert Path("sad-model/manifest.json").read_bytes() == before
+    Bundle.open("sad-model").verify()
+
+
+def test_a_pickle_with_code_does_not_run(monkeypatch, capsys, work_folder):
+    (work_folder / "evil.pt").write_bytes(b"cos\nmkdir\n(S'ran'\ntR.")
+    assert "evil.pt" in refused(monkeypatch, capsys, "--weights", "evil.pt")
+    assert not Path("ran").exists()
+
+
+def test_without_torch_the_extra_is_named():
+    code = (
+        "import sys; sys.modules['torch'] = None; sys.argv = ['sad-deploy', 'calibrate']\n"
+        "from sad_deploy.cli import main; main()"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert found.returncode == 2
+    assert 'pip install "sad-deploy[calibrate]"' in found.stderr and "Traceback" not in found.stderr

@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+
+from sad_deploy.models import build_model, cifar, digits
+from sad_deploy.preparation import prepare
+from sad_deploy.progress import silent
+from sad_deploy.recipe import Options, resolve
+from sad_runtime.errors import UserError
+from sad_runtime.manifest import Color
+
+FACTORY = """
+import torch
+from torch import nn
+def net(num_classes, channels=3):
+    pooled = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, num_classes)
+    return nn.Sequential(nn.Conv2d(channels, 4, 3), nn.BatchNorm2d(4), *pooled)
+def four(): return net(4)
+def grey(num_classes): return net(num_classes, 1)
+def plain(num_classes): return nn.Sequential(nn.Flatten(), nn.LazyLinear(num_classes))
+"""
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """A working folder with a factory, labelled and unlabelled images, and weights for 3 classes."""
+    rng = np.random.default_rng(0)
+    for name in ("labelled/a", "labelled/b", "labelled/c", "flat"):
+        (tmp_path / name).mkdir(parents=True)
+        for index in range(8):
+            pixels = rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / name / f"{index}.png")
+    (tmp_path / "prepared_networks.py").write_text(FACTORY)
+    monkeypatch.chdir(tmp_path)
+    torch.save(build_model("cifar-resnet18", 3).state_dict(), "resnet18.pt")
+    return tmp_path
+
+
+def ready(**options):
+    return prepare(resolve(Options(**{"device": "cpu", "batch_size": 4} | options)), silent)
+
+
+def test_the_embedded_default(cached_default, default_weights):
+    found = ready()
+    assert found.classes == tuple("0123456789") and found.source.name == "digits"
+    assert found.preprocessing.shape == (1, 16, 16) and found.input_space.mean == digits.MEAN
+    assert torch.equal(found.model.state_dict()["fc.weight"], default_weights["fc.weight"])
+    assert not found.model.training
+
+
+def test_a_cifar_network_on_a_folder_takes_its_classes_and_the_cifar_form():
+    found = ready(model="cifar-resnet18", weights="resnet18.pt", data="labelled")
+    assert found.classes == ("a", "b", "c")
+    assert found.preprocessing.shape == (3, 32, 32) and found.input_space.mean == cifar.MEAN
+    assert found.weights["file"] == "resnet18.pt" and len(found.weights["sha256"]) == 64
+
+
+def test_a_flat_folder_takes_the_class_count_from_the_weights():
+    found = ready(model="cifar-resnet18", weights="resnet18.pt", data="flat")
+    assert found.classes == ("0", "1", "2") and found.source.num_classes == 3
+
+
+def test_a_factory_without_weights_brings_its_own():
+    found = ready(model="prepared_networks:four", data="flat", image_size=20, mean="0.5,0.5,0.5", std="1,1,1")
+    assert found.source.num_classes == 4 and len(found.classes) == 4
+    assert found.preprocessing.crop == (20, 20) and found.input_space.std == (1, 1, 1)
+
+
+def test_one_mean_value_makes_a_factorys_input_grey():
+    found = ready(model="prepared_networks:grey", data="labelled", image_size=8, mean="0.5", std="0.5")
+    assert found.preprocessing.color is Color.GRAY
+
+
+def test_published_weights_bring_classes_and_preprocessing(folder, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(folder))
+    weights = torchvision.models.ShuffleNet_V2_X0_5_Weights.IMAGENET1K_V1
+    file = folder / "hub" / "checkpoints" / weights.url.rpartition("/")[2]
+    file.parent.mkdir(parents=True)
+    torch.save(build_model("shufflenet_v2_x0_5", 1000).state_dict(), file)
+    found = ready(model="shufflenet_v2_x0_5", weights="DEFAULT", data="flat")
+    assert found.classes[:2] == ("tench", "goldfish")
+    assert found.preprocessing.resize == 256 and found.preprocessing.crop == (224, 224)
+    smaller = ready(model="shufflenet_v2_x0_5", weights="DEFAULT", data="flat", image_size=112)
+    assert smaller.preprocessing.resize == 128 and smaller.preprocessing.crop == (112, 112)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"model": "resnet18", "data": "labelled"}, "needs --weights"),
+        ({"model": "resnet8", "data": "labelled"}, "no model named 'resnet8'"),
+        (
+            {"model": "resnet18", "weights": "absent.pt", "data": "labelled"},
+            "no such file, and resnet18 has only",
+        ),
+        ({"model": "cifar-resnet18", "weights": "absent.pt", "data": "labelled"}, "no such file"),
+        (
+            {"model": "cifar-resnet50", "weights": "resnet18.pt", "data": "labelled"},
+            "does not fit CifarResNet",
+        ),
+        ({"model": "prepared_networks:four", "data": "labelled"}, "4 logits, but labelled has 3 classes"),
+        ({"model": "prepared_networks:net", "data": "flat"}, "does not tell the number"),
+        ({"model": "prepared_networks:grey", "data": "labelled"}, "does not accept images"),
+        ({"model": "prepared_networks:plain", "data": "labelled", "image_size": 8}, "no BatchNorm"),
+        ({"data": "labelled"}, "10 classes, but 3 are needed"),
+        ({"image_size": 32}, "images of 16×16"),
+        ({"mean": "0,0,0", "std": "1,1,1"}, "3 values, the images 1 channels"),
+        ({"model": "vgg11", "weights": "IMAGENET1K_V1", "data": "labelled"}, "1000 classes, labelled: 3"),
+        ({"data": "absent"}, "no data folder absent"),
+    ],
+)
+def test_what_cannot_be_used_is_refused(cached_default, options, message):
+    with pytest.raises(UserError, match=message):
+        ready(**options)
+
+
+def test_a_wrong_class_count_in_the_weights_is_said_plainly(folder):
+    for name in "ab":
+        (folder / "labelled" / name).rename(folder / f"moved-{name}")
+    with pytest.raises(UserError, match=r"resnet18.pt has 3 classes, but 1 are needed"):
+        ready(model="cifar-resnet18", weights="resnet18.pt", data="labelled")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_gpu_that_is_not_there_is_refused():
+    with pytest.raises(UserError, match="no usable GPU"):
+        prepare(resolve(Options(device="cuda")), silent)
+
+
+def test_an_unknown_device_is_refused():
+    with pytest.raises(UserError, match="--device"):
+        resolve(Options(device="tpu"))
