@@ -28,7 +28,7 @@ from .models.digits import MEAN, STD, DigitsResNet
 Epoch = Callable[[int, int], None]
 """Called after every epoch with (epochs done, epochs to do)."""
 
-# With several threads a busy machine takes twenty times as long: they wait for each other at every small layer.
+# On a busy machine several threads took ten times as long: they wait for each other at every small layer.
 _THREADS = 1
 _DIGEST = "sha256"
 

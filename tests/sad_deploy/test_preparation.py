@@ -41,7 +41,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def ready(**options):
-    return prepare(resolve(Options(**{"device": "cpu", "batch_size": 4} | options)), silent)
+    return prepare(resolve(Options(**{"device": "cpu", "batch_size": 2} | options)), silent)
 
 
 def test_the_embedded_default(cached_default, default_weights):
@@ -111,6 +111,7 @@ def test_published_weights_bring_classes_and_preprocessing(folder, monkeypatch):
         ({"mean": "0,0,0", "std": "1,1,1"}, "3 values, the images 1 channels"),
         ({"model": "vgg11", "weights": "IMAGENET1K_V1", "data": "labelled"}, "1000 classes, labelled: 3"),
         ({"data": "absent"}, "no data folder absent"),
+        ({"data": "flat", "batch_size": 4}, "6 calibration images are fewer than two batches of 4"),
     ],
 )
 def test_what_cannot_be_used_is_refused(cached_default, options, message):

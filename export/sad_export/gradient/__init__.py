@@ -4,7 +4,21 @@
 Importing the package registers them all. May import numpy and onnx-ir.
 """
 
-from . import activation, convolution, elementwise, linear, normalization, pooling, reduction, shape
+from . import (
+    activation,
+    convolution,
+    elementwise,
+    indexing,
+    linear,
+    norm_pooling,
+    normalization,
+    pooling,
+    precision,
+    reduction,
+    resize,
+    shape,
+    transposed_convolution,
+)
 from .emitter import Dgrad, Emitter
 from .reverse import reverse, without_rule
 from .rules import covered

@@ -55,7 +55,9 @@ def selu(b: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
     alpha = attribute(node, "alpha", 1.67326319217681884765625)
     gamma = attribute(node, "gamma", 1.05070102214813232421875)
     slope = b.op("Add", y, b.like(y, gamma * alpha))
-    return (b.op("Where", _x_is_positive(b, node, min(alpha, gamma)), b.scale(dy, gamma), b.op("Mul", dy, slope)),)
+    return (
+        b.op("Where", _x_is_positive(b, node, min(alpha, gamma)), b.scale(dy, gamma), b.op("Mul", dy, slope)),
+    )
 
 
 @vjp("Celu")
@@ -91,7 +93,7 @@ def shrink(b: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
 
 @vjp("Clip")
 def clip(b: Emitter, node: ir.Node, dy: ir.Value, *_: ir.Value | None) -> Gradients:
-    """dx = dy · 1[low < y < high]; 0 at both kinks, as PyTorch's ReLU6. A computed bound takes what x loses."""
+    """dx = dy · 1[low < y < high]; 0 at both kinks, as PyTorch's ReLU6. A bound takes what x loses."""
     x, y = operand(node, 0), node.outputs[0]
     inside: list[ir.Value] = []
     of_bounds: list[ir.Value | None] = []
@@ -160,10 +162,12 @@ def erf(b: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
 
 @vjp("Gelu")
 def gelu(b: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
-    """y = x·Φ(x), so dx = dy · (Φ(x) + x·φ(x)), Φ the normal distribution, or its tanh approximation::
+    """y = x·Φ(x), so dx = dy · (Φ(x) + x·φ(x)), Φ the normal distribution.
 
-        Φ = ½·(1 + erf(x/√2)),  φ = e^(−x²/2)/√(2π)
-        Φ ≈ ½·(1 + t),  t = tanh(u),  u = √(2/π)·(x + 0.044715·x³),  φ = ½·(1 − t²)·u′
+    Exactly, or by its tanh approximation::
+
+    Φ = ½·(1 + erf(x/√2)),  φ = e^(−x²/2)/√(2π)
+    Φ ≈ ½·(1 + t),  t = tanh(u),  u = √(2/π)·(x + 0.044715·x³),  φ = ½·(1 − t²)·u′
     """
     x = operand(node, 0)
     root = math.sqrt(2.0 / math.pi)

@@ -79,8 +79,8 @@ def einsum(b: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
     terms, result = _subscripts(node)
     sizes = {
         index: n
-        for value, term in zip(node.inputs, terms, strict=True)
-        for index, n in zip(term, shape_of(_given(value)), strict=True)
+        for k, term in enumerate(terms)
+        for index, n in zip(term, shape_of(operand(node, k)), strict=True)
     }
     gradients: list[ir.Value | None] = []
     for k, (value, term) in enumerate(zip(node.inputs, terms, strict=True)):
@@ -127,8 +127,3 @@ def _subscripts(node: ir.Node) -> tuple[list[str], str]:
     if any(len(set(term)) < len(term) for term in terms):
         raise Unsupported(f"{equation!r} takes a diagonal")
     return terms, result
-
-
-def _given(value: ir.Value | None) -> ir.Value:
-    assert value is not None
-    return value

@@ -1,4 +1,6 @@
-"""Normalisations. With x̂ = (x − μ)/σ over some axes, y = γ·x̂ + β and g = dy·γ::
+"""Normalisations over some axes.
+
+With x̂ = (x − μ)/σ, y = γ·x̂ + β and g = dy·γ::
 
     dx = (g − mean(g) − x̂·mean(g·x̂)) / σ
 
@@ -27,7 +29,9 @@ def batch_normalization(b: Emitter, node: ir.Node, dy: ir.Value, *_: ir.Value | 
     assert variance is not None
     epsilon = attribute(node, "epsilon", 1e-5)
     factor = gamma.astype(np.float64) / np.sqrt(variance.astype(np.float64) + epsilon)
-    return only_first(node, b.op("Mul", dy, b.like(dy, factor.reshape(1, -1, *[1] * (len(shape_of(dy)) - 2)))))
+    return only_first(
+        node, b.op("Mul", dy, b.like(dy, factor.reshape(1, -1, *[1] * (len(shape_of(dy)) - 2))))
+    )
 
 
 @vjp("InstanceNormalization", inputs=[0])
@@ -40,7 +44,9 @@ def instance_normalization(b: Emitter, node: ir.Node, dy: ir.Value) -> Gradients
 
 
 @vjp("LayerNormalization", inputs=[0])
-def layer_normalization(b: Emitter, node: ir.Node, dy: ir.Value | None, *others: ir.Value | None) -> Gradients:
+def layer_normalization(
+    b: Emitter, node: ir.Node, dy: ir.Value | None, *others: ir.Value | None
+) -> Gradients:
     """x̂ over the last axes; γ broadcasts."""
     if dy is None or any(other is not None for other in others):
         raise Unsupported("its Mean or InvStdDev output is used")
@@ -56,14 +62,12 @@ def rms_normalization(b: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
     x = operand(node, 0)
     axes = _last_axes(node, x)
     g = b.op("Mul", dy, operand(node, 1))
-    return only_first(
-        node, _normalized(b, x, g, axes, attribute(node, "epsilon", 1e-5), centred=False)
-    )
+    return only_first(node, _normalized(b, x, g, axes, attribute(node, "epsilon", 1e-5), centred=False))
 
 
 @vjp("GroupNormalization", inputs=[0])
 def group_normalization(b: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
-    """x̂ over the channels of a group and the spatial axes; γ is one a channel (one a group before opset 21)."""
+    """x̂ over the channels of a group and the spatial axes; γ is one a channel (a group before opset 21)."""
     x, gamma = operand(node, 0), operand(node, 1)
     batch, channels, *spatial = shape_of(x)
     groups = attribute(node, "num_groups", 1)
@@ -91,9 +95,11 @@ def lp_normalization(b: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
 
 @vjp("LRN")
 def local_response_normalization(b: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
-    """y = x·s^(−β), s = k + α/n · B·x², B the band matrix that sums over n neighbouring channels::
+    """y = x·s^(−β), s = k + α/n · B·x², B the band matrix that sums over n neighbouring channels.
 
-        dx = dy·s^(−β) − 2αβ/n · x · Bᵀ(dy·x·s^(−β−1))
+    So::
+
+    dx = dy·s^(−β) − 2αβ/n · x · Bᵀ(dy·x·s^(−β−1))
     """
     x = operand(node, 0)
     batch, channels, *spatial = shape_of(x)

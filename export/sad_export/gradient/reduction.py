@@ -1,4 +1,4 @@
-"""Reductions: y = f(x) over some axes. dy, kept at size 1 along them, is broadcast back over what was reduced."""
+"""Reductions: y = f(x) over some axes; dy, kept at size 1 along them, is broadcast back over x."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def reduce_mean_or_sum(b: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
 
 @vjp("ReduceMax", "ReduceMin", inputs=[0])
 def reduce_max_or_min(b: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
-    """The extreme element takes dy; ties share it evenly, as PyTorch's amax (its max along an axis takes the first)."""
+    """The extreme element takes dy; ties share it evenly, as PyTorch's amax."""
     x, y = operand(node, 0), _kept(b, node, node.outputs[0])
     chosen = b.cast(b.op("Equal", x, y), dy)
     share = b.op("Div", _kept(b, node, dy), b.reduce("ReduceSum", chosen, _axes(node)))
@@ -95,7 +95,7 @@ def _kept(b: Emitter, node: ir.Node, value: ir.Value) -> ir.Value:
 
 
 def _axes(node: ir.Node) -> Sequence[int]:
-    """The reduced axes: an input from opset 13 (sum) or 18 on, an attribute before; all of them by default."""
+    """The reduced axes: an input from opset 13 (sum) or 18 on, an attribute before; all by default."""
     rank = len(shape_of(operand(node, 0)))
     given = constant_operand(node, 1, "axes")
     axes = attribute(node, "axes", ()) if given is None else given.tolist()

@@ -16,7 +16,14 @@ from .rules import is_constant, rule_of
 
 # What QuantizeLinear makes; other integers are counts and indices, which have no gradient.
 _QUANTIZED = frozenset(
-    (ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT16, ir.DataType.UINT16, ir.DataType.INT4, ir.DataType.UINT4)
+    (
+        ir.DataType.INT8,
+        ir.DataType.UINT8,
+        ir.DataType.INT16,
+        ir.DataType.UINT16,
+        ir.DataType.INT4,
+        ir.DataType.UINT4,
+    )
 )
 
 

@@ -36,7 +36,7 @@ class Registered:
         rule: The function.
         inputs: Indices of the inputs it differentiates; ``None`` for all of them.
         refuses: Given a node, the reason why this rule cannot take it, or ``None``.
-        quantized: Whether it also takes quantised integers, whose gradient is that of the number they stand for.
+        quantized: Whether it also takes quantised integers; their gradient is that of the number meant.
     """
 
     rule: Rule
@@ -75,9 +75,7 @@ def vjp(
         for op_type in op_types:
             if op_type in _RULES:
                 raise ValueError(f"{op_type} has two gradient rules: {_RULES[op_type].rule} and {rule}")
-            _RULES[op_type] = Registered(
-                rule, None if inputs is None else tuple(inputs), refuses, quantized
-            )
+            _RULES[op_type] = Registered(rule, None if inputs is None else tuple(inputs), refuses, quantized)
         return rule
 
     return register

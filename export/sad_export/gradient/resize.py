@@ -1,0 +1,134 @@
+"""Resize: along each axis y = R·x with a constant matrix R, so dx = Rᵀ·dy, axis by axis.
+
+R is nearest, linear or cubic interpolation in any of the operator's coordinate systems.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from .emitter import Emitter, Unsupported, shape_of, static
+from .rules import Gradients, attribute, constant_operand, only_first, operand, vjp
+from .shape import along_axis
+
+
+@vjp("Resize", inputs=[0])
+def resize(b: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
+    """dx = Rᵀ·dy along each axis that is resized."""
+    if attribute(node, "antialias", 0):
+        raise Unsupported("it has antialias, which TensorRT refuses")
+    x = operand(node, 0)
+    rank = len(shape_of(x))
+    axes = [axis % rank for axis in attribute(node, "axes", range(rank))]
+    scales = _scales(node, axes)
+    rois = constant_operand(node, 1, "regions of interest")
+    if attribute(node, "coordinate_transformation_mode", "half_pixel") != "tf_crop_and_resize":
+        rois = None
+    # The last axes first: they are the largest, and each step makes the value smaller if x was enlarged.
+    for i in reversed(range(len(axes))):
+        axis = axes[i]
+        n, m = shape_of(x)[axis], shape_of(node.outputs[0])[axis]
+        roi = (0.0, 1.0) if rois is None else (float(rois[i]), float(rois[len(axes) + i]))
+        if (n == m and scales[i] == 1 and roi == (0.0, 1.0)) or isinstance(n, str):
+            if n != m:
+                raise Unsupported("it resizes the batch")
+            continue
+        matrix = _matrix(node, static(n), static(m), scales[i], roi)
+        dy = _transposed(b, matrix, dy, axis)
+    return only_first(node, dy)
+
+
+def _scales(node: ir.Node, axes: list[int]) -> list[float]:
+    """Output length / input length of each axis, as the operator reckons it."""
+    given = constant_operand(node, 2, "scales")
+    if given is not None and given.size:
+        return [float(scale) for scale in given]
+    sizes = constant_operand(node, 3, "sizes")
+    assert sizes is not None
+    lengths = [shape_of(operand(node, 0))[axis] for axis in axes]
+    # A batch that stays as it is, in whatever number the sizes give for it, has scale 1.
+    ratios = [1.0 if isinstance(n, str) else int(m) / n for m, n in zip(sizes, lengths, strict=True)]
+    policy = attribute(node, "keep_aspect_ratio_policy", "stretch")
+    if policy != "stretch":
+        ratios = [min(ratios) if policy == "not_larger" else max(ratios)] * len(ratios)
+    return ratios
+
+
+def _transposed(b: Emitter, matrix: np.ndarray[Any, Any], dy: ir.Value, axis: int) -> ir.Value:
+    """Rᵀ·dy along an axis; where R repeats each element k times, the sum of k neighbours."""
+    m, n = matrix.shape
+    k = m // n
+    if m == k * n and np.array_equal(matrix, np.repeat(np.eye(n), k, axis=0)):
+        shape = list(shape_of(dy))
+        shape[axis : axis + 1] = [n, k]
+        summed = b.reduce("ReduceSum", b.reshape(dy, shape), [axis + 1])
+        shape[axis : axis + 2] = [n]
+        return b.reshape(summed, shape)
+    return along_axis(b, matrix.T, dy, axis)
+
+
+def _matrix(node: ir.Node, n: int, m: int, scale: float, roi: tuple[float, float]) -> np.ndarray[Any, Any]:
+    """R of shape (m, n), float64."""
+    transformation = attribute(node, "coordinate_transformation_mode", "half_pixel")
+    at = _coordinates(transformation, n, m, scale, roi)
+    mode = attribute(node, "mode", "nearest")
+    if mode == "nearest":
+        taps, weights = _nearest(at, attribute(node, "nearest_mode", "round_prefer_floor")), np.ones((m, 1))
+    elif mode == "linear":
+        low = np.floor(at).astype(int)
+        taps, weights = np.stack([low, low + 1], 1), np.stack([1 - (at - low), at - low], 1)
+    else:
+        low = np.floor(at).astype(int)
+        taps = low[:, None] + np.arange(-1, 3)
+        weights = _cubic(np.abs(at[:, None] - taps), attribute(node, "cubic_coeff_a", -0.75))
+    if attribute(node, "exclude_outside", 0) and mode == "cubic":
+        weights = np.where((taps >= 0) & (taps < n), weights, 0.0)
+        weights = weights / weights.sum(1, keepdims=True)
+    matrix = np.zeros((m, n))
+    np.add.at(matrix, (np.arange(m)[:, None], np.clip(taps, 0, n - 1)), weights)
+    if transformation == "tf_crop_and_resize":
+        matrix[(at < 0) | (at > n - 1)] = 0.0  # the extrapolation value, a constant
+    return matrix
+
+
+def _coordinates(mode: str, n: int, m: int, scale: float, roi: tuple[float, float]) -> np.ndarray[Any, Any]:
+    """Where each output position lies in the input (operator specification of Resize)."""
+    k = np.arange(m, dtype=np.float64)
+    length = n * scale
+    if mode == "align_corners":
+        return np.zeros(m) if length == 1 else k * (n - 1) / (length - 1)
+    if mode == "asymmetric":
+        return k / scale
+    if mode == "tf_crop_and_resize":
+        start, end = roi
+        if m > 1:
+            return start * (n - 1) + k * (end - start) * (n - 1) / (length - 1)
+        return np.full(m, 0.5 * (start + end) * (n - 1))
+    if mode == "pytorch_half_pixel" and length <= 1:
+        return np.full(m, -0.5)
+    at = (k + 0.5) / scale - 0.5
+    if mode == "half_pixel_symmetric":
+        # The rounding of the length is divided between both ends.
+        adjustment = m / length
+        at = n / 2 * (1 - adjustment) + at
+    return at
+
+
+def _nearest(at: np.ndarray[Any, Any], mode: str) -> np.ndarray[Any, Any]:
+    rounded = {
+        "round_prefer_floor": lambda: np.ceil(at - 0.5),
+        "round_prefer_ceil": lambda: np.floor(at + 0.5),
+        "floor": lambda: np.floor(at),
+        "ceil": lambda: np.ceil(at),
+    }[mode]()
+    return rounded.astype(int)[:, None]
+
+
+def _cubic(distance: np.ndarray[Any, Any], a: float) -> np.ndarray[Any, Any]:
+    """The cubic convolution kernel of Keys (1981)."""
+    near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
+    far = ((a * distance - 5 * a) * distance + 8 * a) * distance - 4 * a
+    return np.where(distance <= 1, near, np.where(distance < 2, far, 0.0))
