@@ -26,7 +26,7 @@ EXIT_INTERNAL_ERROR = 1
 EXIT_UNUSABLE_INPUT = 2
 EXIT_INTERRUPTED = 130
 
-# The base of all usage errors. Newer versions of typer carry their own copy of click, so the class must be found
+# The base of all usage errors. Newer versions of typer carry their own copy of click, so it must be found
 # through typer.
 _CommandLineError: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 

@@ -1,4 +1,4 @@
-"""Where output goes: results to stdout, everything else to stderr. Colours follow NO_COLOR and the terminal."""
+"""Where output goes: results to stdout, all else to stderr. Colours follow NO_COLOR and the terminal."""
 
 from __future__ import annotations
 

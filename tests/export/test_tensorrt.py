@@ -74,7 +74,7 @@ def test_a_refused_operator_is_named(tmp_path: Path) -> None:
         onnx.helper.make_model(graph, ir_version=10, opset_imports=[onnx.helper.make_opsetid("", 20)]),
         str(tmp_path / "m.onnx"),
     )
-    with pytest.raises(EngineError, match="the_pool.*MaxPool"):
+    with pytest.raises(EngineError, match=r"the_pool.*MaxPool"):
         build_engine(tmp_path / "m.onnx", tmp_path / "m.plan", flavor="rtx")
     assert not (tmp_path / "m.plan").exists()
 
