@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
+
+# As the command line does: threads that spin while they wait slow everything on a busy machine.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # The test helpers beside the tests (`differentiate`, …) are imported by name.
 for folder in ("export",):

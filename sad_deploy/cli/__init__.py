@@ -7,6 +7,7 @@ Results go to stdout, progress and messages to stderr. Exit codes: 0 all good; 1
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated, Any
 
@@ -61,6 +62,9 @@ def root(
 
 def main() -> None:
     """Entry point of ``sad-deploy``: runs a command and turns what was raised into an exit code."""
+    # Read when torch is imported. Threads that spin while they wait make calibration take six times as long on a
+    # machine that others use too.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         code = app(standalone_mode=False)
     except UserError as error:
