@@ -1,8 +1,9 @@
 """Load and check a forward classifier: one float image input, one output of logits, static H and W.
 
-What comes out is a private copy in a normal form: functions inlined, constants lifted to initializers,
-identities removed, nodes in topological order, every value with its shape and type. Reports everything
-that is wrong at once.
+What comes out is a private copy in a normal form: functions inlined, what does not depend on the image
+folded into initializers, identities removed, nodes in topological order, every value with its shape and
+type, operators without a gradient rule written out as the standard defines them. Reports everything that
+is wrong at once.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ import onnx_ir.passes.common as common_passes
 from sad_runtime.errors import UserError
 
 from .gradient.emitter import Dim, shape_of
+from .gradient.rules import is_constant, rule_of
+from .passes import ExpandFunctionsPass, ShapesPass
 
 MINIMUM_OPSET = 13
 """ReduceSum and Squeeze take their axes as inputs from here on, and so do the gradients."""
@@ -135,10 +138,16 @@ def _normalise(model: ir.Model) -> None:
         common_passes.IdentityEliminationPass(),
         common_passes.TopologicalSortPass(),
         common_passes.NameFixPass(),
-        # Data propagation follows shapes through Shape → Gather → Concat → Reshape chains.
-        common_passes.ShapeInferencePass(check_type=True, strict_mode=False, data_prop=True),
+        ShapesPass(),
     ):
         step(model)
+    # The bodies of functions bring shape computations of their own; some use further functions.
+    while ExpandFunctionsPass(keeps=lambda node: is_constant(node) or rule_of(node) is not None)(
+        model
+    ).modified:
+        common_passes.NameFixPass()(model)
+        ShapesPass()(model)
+    common_passes.RemoveUnusedNodesPass()(model)
 
 
 def _the_image(inputs: Sequence[ir.Value], problems: list[str]) -> ir.Value | None:

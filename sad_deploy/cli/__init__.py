@@ -62,8 +62,8 @@ def root(
 
 def main() -> None:
     """Entry point of ``sad-deploy``: runs a command and turns what was raised into an exit code."""
-    # Read when torch is imported. Threads that spin while they wait make calibration take six times as long on a
-    # machine that others use too.
+    # Read when torch is imported. Threads that spin while they wait make calibration take six times as long
+    # on a machine that others use too.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         code = app(standalone_mode=False)

@@ -17,6 +17,7 @@ def gather_elements(b: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
     """y = x[indices] along one axis: dx is dy added at the indices."""
     x, indices = operand(node, 0), operand(node, 1)
     axis = attribute(node, "axis", 0)
+    _needs_reduction(b)
     return only_first(node, b.op("ScatterElements", _zeros(b, x), indices, dy, axis=axis, reduction="add"))
 
 
@@ -25,6 +26,7 @@ def gather_nd(b: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
     """y = x[indices], index vectors over the first axes: dx is dy added at the indices."""
     if attribute(node, "batch_dims", 0):
         raise Unsupported("it has batch_dims, which ScatterND has not")
+    _needs_reduction(b)
     x, indices = operand(node, 0), operand(node, 1)
     return only_first(node, b.op("ScatterND", _zeros(b, x), indices, dy, reduction="add"))
 
@@ -54,6 +56,11 @@ def scatter_nd(b: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
     if b.wants(updates):
         du = b.op("GatherND", dy, indices, shape=shape_of(updates))
     return dx, None, du
+
+
+def _needs_reduction(b: Emitter) -> None:
+    if b.opset < 16:
+        raise Unsupported("its gradient needs opset 16")
 
 
 def _refuse_reduction(node: ir.Node) -> None:

@@ -15,9 +15,9 @@ from .emitter import Emitter, Unsupported, shape_of
 from .rules import Gradients, attribute, constant_operand, only_first, operand, vjp
 
 
-@vjp("Cast", "CastLike", inputs=[0])
+@vjp("Cast", "CastLike")
 def cast(b: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
-    """Float to float: dx = dy in x's type."""
+    """Float to float: dx = dy in x's type. CastLike reads only the type of its other input."""
     return only_first(node, b.cast(dy, operand(node, 0)))
 
 

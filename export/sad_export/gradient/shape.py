@@ -188,6 +188,8 @@ def gather_transposed(b: Emitter, dy: ir.Value, axis: int, positions: Sequence[i
     of zeros and ones otherwise.
     """
     runs = _runs(positions)
+    if not runs:
+        raise Unsupported("it reads nothing")
     if len(runs) <= 4:
         return b.add([_run_transposed(b, dy, axis, start, run, size) for start, run in runs])
     if len(set(positions)) == len(positions):
