@@ -61,6 +61,7 @@ def export_bundle(
     bundle: Bundle,
     *,
     dgrad: str = "auto",
+    target: str = "portable",
     engine: EngineRequest | None = None,
     status: Callable[[str], None] = lambda message: None,
 ) -> Exported:
@@ -71,6 +72,7 @@ def export_bundle(
     Args:
         bundle: As ``sad-deploy calibrate`` wrote it.
         dgrad: How convolutions are differentiated.
+        target: ``portable``, or ``cpu`` for the fastest form in onnxruntime on the CPU.
         engine: What to build with TensorRT, if anything.
         status: Told what is being done.
 
@@ -93,6 +95,7 @@ def export_bundle(
         normalization=defence.normalization,
         clip=space.pixel_range if defence.clip else None,
         dgrad=dgrad,
+        target=target,
         mean=space.mean,
         std=space.std,
     )
@@ -105,7 +108,7 @@ def export_bundle(
         onnx.save(graph, str(graph_path))
         status(f"verifying it against PyTorch on {len(images)} real images")
         verification = verify(graph_path, images, reference)
-        graphs = (Graph(GRAPH_FILE, "fp32", dgrad, verification.as_dict()),)
+        graphs = (Graph(GRAPH_FILE, "fp32", dgrad, target, verification.as_dict()),)
         engines: tuple[Engine, ...] = ()
         info = None
         if engine is not None and flavor is not None:

@@ -72,7 +72,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
             input_space=InputSpace(mean, std),
             defence=Defence(0.3),
             calibration={},
-            graphs=(Graph("model.onnx", "fp32", "auto", {}),),
+            graphs=(Graph("model.onnx", "fp32", "auto", "portable", {}),),
         )
     (folder / "images").mkdir()
     noise = np.random.default_rng(0).integers(0, 256, (2, 20, 24, 3), dtype=np.uint8)

@@ -51,6 +51,7 @@ def export_forward(
     images: Path | None = None,
     logits: str | None = None,
     dgrad: str = "auto",
+    target: str = "portable",
     flavor: Flavor | None = None,
     batch: tuple[int, int, int] = (1, 8, 64),
 ) -> ForwardExport:
@@ -66,6 +67,7 @@ def export_forward(
         images: Folder of real images to verify on. Without one, smoothed noise stands in.
         logits: Name of the logits where the graph has several outputs.
         dgrad: How convolutions are differentiated.
+        target: ``portable`` or ``cpu``.
         flavor: Which TensorRT builds an engine, if any.
         batch: Profile of the engine.
 
@@ -74,7 +76,14 @@ def export_forward(
             refused; nothing was written.
     """
     graph = two_pass(
-        forward, eta=eta, normalization=normalization, dgrad=dgrad, logits=logits, mean=mean, std=std
+        forward,
+        eta=eta,
+        normalization=normalization,
+        dgrad=dgrad,
+        target=target,
+        logits=logits,
+        mean=mean,
+        std=std,
     )
     _, channels, height, width = (dim.dim_value for dim in graph.graph.input[0].type.tensor_type.shape.dim)
     pixels = _real(images, channels, height, width) if images else _noise(channels, height, width)

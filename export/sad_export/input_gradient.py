@@ -7,7 +7,7 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
-from .gradient import Dgrad, Emitter, covered, reverse, seed_at_maximum, without_rule
+from .gradient import Dgrad, Emitter, Target, covered, reverse, seed_at_maximum, without_rule
 from .gradient.reverse import dependents
 from .model import ForwardGraph, GraphError, finish, load_classifier
 
@@ -32,7 +32,11 @@ def unsupported_nodes(model: onnx.ModelProto | str | Path, *, logits: str | None
 
 
 def input_gradient(
-    model: onnx.ModelProto | str | Path, *, logits: str | None = None, dgrad: str = "auto"
+    model: onnx.ModelProto | str | Path,
+    *,
+    logits: str | None = None,
+    dgrad: str = "auto",
+    target: str = "portable",
 ) -> onnx.ModelProto:
     """Add the gradient of the largest logit with respect to the image (Eq. 2 of the paper).
 
@@ -40,6 +44,7 @@ def input_gradient(
         model: A forward classifier with one float input (N, C, H, W), from any framework; not modified.
         logits: Name of the logits where the graph has several outputs.
         dgrad: How convolutions are differentiated: ``auto``, ``convtranspose`` or ``conv``.
+        target: ``portable``, or ``cpu`` for the fastest form in onnxruntime on the CPU.
 
     Returns:
         A graph of standard operators with outputs ``logits`` (N, K) and ``gradient`` (N, C, H, W),
@@ -49,19 +54,22 @@ def input_gradient(
         GraphError: Not a classifier, or some nodes have no gradient rule (all are named).
     """
     graph = load_classifier(model, logits=logits)
-    gradient = append_saliency(graph, graph.image, dgrad=Dgrad(dgrad))
+    gradient = append_saliency(graph, graph.image, dgrad=Dgrad(dgrad), target=Target(target))
     rename(graph, {graph.logits: "logits", gradient: "gradient"})
     graph.model.graph.outputs[:] = [graph.logits, gradient]
     return finish(graph.model, what="input gradient")
 
 
-def append_saliency(graph: ForwardGraph, at: ir.Value, *, dgrad: Dgrad) -> ir.Value:
+def append_saliency(
+    graph: ForwardGraph, at: ir.Value, *, dgrad: Dgrad, target: Target = Target.PORTABLE
+) -> ir.Value:
     """Append S = ∂Φ_i*/∂at, i* = argmax_i Φ_i, to a forward graph.
 
     Args:
         graph: The graph to extend.
         at: The value that S is taken at: the image, or the network's input after normalisation.
         dgrad: The lowering of convolutions.
+        target: What the graph is written for.
 
     Returns:
         S, of ``at``'s shape.
@@ -80,7 +88,7 @@ def append_saliency(graph: ForwardGraph, at: ir.Value, *, dgrad: Dgrad) -> ir.Va
             hint=f"rules exist for {', '.join(covered())}; "
             "a new one is a function marked @vjp in sad_export/gradient (see docs/architecture.md)",
         )
-    b = Emitter(opset=graph.opset, dgrad=dgrad)
+    b = Emitter(opset=graph.opset, dgrad=dgrad, target=target)
     gradient = reverse(b, nodes, seed_at_maximum(b, nodes, graph.logits), at)
     adopt(graph.model.graph, b)
     return gradient

@@ -185,12 +185,14 @@ class Graph:
         file: Path inside the bundle.
         precision: ``fp32`` and later ``fp16``, ``bf16``, ``int8``.
         dgrad: How the backward convolutions were written.
+        target: What the graph was written for: ``portable`` or ``cpu``.
         verification: Figures of the comparison with PyTorch on real images.
     """
 
     file: str
     precision: str
     dgrad: str
+    target: str
     verification: Mapping[str, float]
 
 

@@ -82,7 +82,7 @@ def _summary(bundle: Bundle) -> Table:
 def _figures(manifest: Manifest) -> Table:
     rows = [(f"calibration.{name}", value) for name, value in _flattened(manifest.calibration)]
     for graph in manifest.graphs:
-        rows.append((graph.file, f"{graph.precision}, dgrad {graph.dgrad}"))
+        rows.append((graph.file, f"{graph.precision}, target {graph.target}, dgrad {graph.dgrad}"))
         rows += [(f"{graph.file}: {name}", value) for name, value in _flattened(graph.verification)]
     for engine in manifest.engines:
         rows.append((engine.file, f"{engine.flavor}, {engine.precision}, from {engine.graph}"))

@@ -69,6 +69,7 @@ def test_a_bare_graph_is_verified_on_a_folder_of_images(forward: Path, tmp_path:
         (["{forward}", "--eta", "0.1", "--mean", "a,b,c", "--std", "1,1,1"], "comma-separated numbers"),
         (["{forward}", "--eta", "0.1", "--batch", "8"], "MIN:BEST:MAX"),
         (["{forward}", "--eta", "0.1", "--batch", "8:4:2"], "must ascend"),
+        (["{forward}", "--eta", "0.1", "--trt", "--target", "cpu"], "portable graph"),
         (["absent.onnx", "--eta", "0.1"], "no ONNX file"),
         (["absent", "--eta", "0.1"], "only go with a bare forward.onnx"),
         (["absent"], "absent"),

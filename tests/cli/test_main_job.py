@@ -85,11 +85,11 @@ def test_exporting_again_replaces_the_engine_and_keeps_the_weights(folder: Path,
 
     shutil.copytree(folder / "sad-model", tmp_path / "sad-model")
     before = manifest(folder)["files"]
-    sad_deploy("export", "--dgrad", "conv", cwd=tmp_path)
+    sad_deploy("export", "--target", "cpu", cwd=tmp_path)
     after = manifest(tmp_path)
     assert after["engines"] == []
     assert not (tmp_path / "sad-model" / "engines").exists()
-    assert after["graphs"][0]["dgrad"] == "conv"
+    assert after["graphs"][0]["target"] == "cpu"
     assert after["files"]["weights.safetensors"] == before["weights.safetensors"]
     sad_deploy("inspect", cwd=tmp_path)
 

@@ -17,7 +17,7 @@ import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from sad_export.gradient import Dgrad, Emitter, reverse, without_rule
+from sad_export.gradient import Dgrad, Emitter, Target, reverse, without_rule
 from sad_export.input_gradient import adopt
 from sad_export.model import _normalise
 
@@ -39,10 +39,10 @@ def forward_model(
     dtype: int = TensorProto.FLOAT,
     opset: int = OPSET,
 ) -> onnx.ModelProto:
-    """x → y through ``nodes``; constants become initializers, floats in the model's type."""
+    """x → y through ``nodes``; constants become initializers, float64 in the model's type."""
     numpy_dtype = helper.tensor_dtype_to_np_dtype(dtype)
     initializers = [
-        numpy_helper.from_array(array.astype(numpy_dtype) if array.dtype.kind == "f" else array, name)
+        numpy_helper.from_array(array.astype(numpy_dtype) if array.dtype == np.float64 else array, name)
         for name, array in (constants or {}).items()
     ]
     graph = helper.make_graph(
@@ -57,7 +57,9 @@ def forward_model(
     return inferred
 
 
-def gradient_model(forward: onnx.ModelProto, *, dgrad: str = "auto") -> onnx.ModelProto:
+def gradient_model(
+    forward: onnx.ModelProto, *, dgrad: str = "auto", target: str = "portable"
+) -> onnx.ModelProto:
     """x, dy → y, dx."""
     model = ir.from_proto(forward)
     _normalise(model)
@@ -66,7 +68,7 @@ def gradient_model(forward: onnx.ModelProto, *, dgrad: str = "auto") -> onnx.Mod
     assert without_rule(list(graph), x, y) == []
     dy = ir.Value(name="dy", shape=y.shape, type=y.type)
     graph.inputs.append(dy)
-    b = Emitter(opset=graph.opset_imports[""], dgrad=Dgrad(dgrad))
+    b = Emitter(opset=graph.opset_imports[""], dgrad=Dgrad(dgrad), target=Target(target))
     dx = reverse(b, list(graph), {y: dy}, x)
     adopt(graph, b)
     graph.outputs.append(dx)
@@ -92,8 +94,8 @@ def gradient(
     **options: Any,
 ) -> Array:
     """dx of ``nodes``, with the batch dynamic."""
-    dgrad = options.pop("dgrad", "auto")
-    model = gradient_model(forward_model(nodes, ["N", *x.shape[1:]], constants, **options), dgrad=dgrad)
+    form = {name: options.pop(name) for name in ("dgrad", "target") if name in options}
+    model = gradient_model(forward_model(nodes, ["N", *x.shape[1:]], constants, **options), **form)
     return run(model, x=x.astype(np.float32), dy=dy.astype(np.float32))[1]
 
 

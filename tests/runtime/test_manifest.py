@@ -45,7 +45,7 @@ def full_manifest() -> Manifest:
             "seed": 2**60,
             "π": math.pi,
         },
-        graphs=(Graph("model.onnx", "fp32", "auto", {"cosine": 1 - 2**-53}),),
+        graphs=(Graph("model.onnx", "fp32", "auto", "portable", {"cosine": 1 - 2**-53}),),
         engines=(Engine("engines/a.plan", "engines/a.json", "model.onnx", "rtx", "fp32"),),
         files=dict.fromkeys(("model.onnx", "engines/a.plan", "engines/a.json"), DIGEST),
         created_by="sad-deploy 0",

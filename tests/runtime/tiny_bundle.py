@@ -144,6 +144,6 @@ def write_tiny_bundle(
         graphs: tuple[Graph, ...] = ()
         if exported:
             onnx.save(two_pass_graph(model, nan_on_black=nan_on_black), draft.path("model.onnx"))
-            graphs = (Graph("model.onnx", "fp32", "auto", {"label_agreement": 1.0}),)
+            graphs = (Graph("model.onnx", "fp32", "auto", "portable", {"label_agreement": 1.0}),)
         draft.manifest = manifest_of(model, graphs=graphs)
     return folder

@@ -19,9 +19,9 @@ from . import (
     shape,
     transposed_convolution,
 )
-from .emitter import Dgrad, Emitter
+from .emitter import Dgrad, Emitter, Target
 from .reverse import reverse, without_rule
 from .rules import covered
 from .seed import seed_at_maximum
 
-__all__ = ["Dgrad", "Emitter", "covered", "reverse", "seed_at_maximum", "without_rule"]
+__all__ = ["Dgrad", "Emitter", "Target", "covered", "reverse", "seed_at_maximum", "without_rule"]

@@ -10,7 +10,7 @@ import math
 
 import onnx_ir as ir
 
-from .emitter import Emitter
+from .emitter import Emitter, constant_array
 from .rules import Gradients, attribute, no_gradient, only_first, operand, vjp
 
 no_gradient("Hardmax")
@@ -95,6 +95,8 @@ def shrink(b: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
 def clip(b: Emitter, node: ir.Node, dy: ir.Value, *_: ir.Value | None) -> Gradients:
     """dx = dy · 1[low < y < high]; 0 at both kinks, as PyTorch's ReLU6. A bound takes what x loses."""
     x, y = operand(node, 0), node.outputs[0]
+    if b.is_blocked(y) and not any(b.wants(bound) for bound in node.inputs[1:]):
+        return only_first(node, _clip_blocked(b, node, dy))
     inside: list[ir.Value] = []
     of_bounds: list[ir.Value | None] = []
     for bound, within, beyond in zip(node.inputs[1:], ("Greater", "Less"), ("Less", "Greater"), strict=False):
@@ -106,6 +108,17 @@ def clip(b: Emitter, node: ir.Node, dy: ir.Value, *_: ir.Value | None) -> Gradie
     if not inside:
         return only_first(node, dy)
     return b.masked(dy, inside[0] if len(inside) == 1 else b.op("And", *inside)), *of_bounds
+
+
+def _clip_blocked(b: Emitter, node: ir.Node, dy: ir.Value) -> ir.Value:
+    y = node.outputs[0]
+    dx = b.blocked(dy)
+    for bound, sign in zip(node.inputs[1:], (1.0, -1.0), strict=False):
+        if bound is not None:
+            number = constant_array(bound)
+            assert number is not None, "a bound that depends on the image is wanted"
+            dx = b.op("Mul", dx, b.blocked_step(y, sign, float(number)))
+    return dx
 
 
 @vjp("Sigmoid")

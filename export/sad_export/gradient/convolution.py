@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from .emitter import Dgrad, Emitter, shape_of, static
+from .emitter import Dgrad, Emitter, Target, shape_of, static
 from .rules import Gradients, attribute, operand, vjp
 from .windows import Axis, Tap, interleave, window_axes
 
@@ -40,12 +40,18 @@ def conv(b: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
 def _lowering(b: Emitter, axes: Sequence[Axis]) -> Dgrad:
     """The form of one convolution.
 
-    TensorRT refuses a ConvTranspose with both a stride and a dilation; everything else it builds.
+    ConvTranspose, because it shares its weight with the forward pass in an engine too, but for a stride with
+    a dilation, which TensorRT refuses. On the CPU Conv is faster, except for a stride, whose phases have to
+    be interleaved (benchmarks/cpu_cost.py).
     """
-    strided_and_dilated = any(axis.stride > 1 for axis in axes) and any(axis.dilation > 1 for axis in axes)
-    if b.dgrad is Dgrad.AUTO:
-        return Dgrad.CONV if strided_and_dilated else Dgrad.CONVTRANSPOSE
-    return b.dgrad
+    if b.dgrad is not Dgrad.AUTO:
+        return b.dgrad
+    strided = any(axis.stride > 1 for axis in axes)
+    if strided and any(axis.dilation > 1 for axis in axes):
+        return Dgrad.CONV
+    if b.target is Target.CPU and not strided:
+        return Dgrad.CONV
+    return Dgrad.CONVTRANSPOSE
 
 
 def _by_convtranspose(

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from .layout import BlockedLayout, could_be_blocked
+
 Dim = int | str
 """A dimension: a number, or the name of a symbolic one (the batch)."""
 
@@ -40,18 +42,40 @@ class Dgrad(enum.StrEnum):
     CONV = "conv"
 
 
+class Target(enum.StrEnum):
+    """What the graph is written for.
+
+    ``portable``: every runtime and TensorRT; an engine keeps one copy of each weight.
+    ``cpu``: onnxruntime on the CPU; the same results from operators that stay in its blocked layout
+    (:mod:`.layout`). TensorRT builds it too, into an engine twice the size.
+    """
+
+    PORTABLE = "portable"
+    CPU = "cpu"
+
+
 class Emitter:
     """Collects the nodes and constants of a backward graph.
 
     Args:
         opset: Version of the default domain; decides the form of the few operators that changed.
         dgrad: The chosen lowering of convolutions.
+        target: What the graph is written for.
         prefix: Put before the name of every value and node, for reading the graph in a viewer.
     """
 
-    def __init__(self, *, opset: int, dgrad: Dgrad = Dgrad.AUTO, prefix: str = "backward") -> None:
+    def __init__(
+        self,
+        *,
+        opset: int,
+        dgrad: Dgrad = Dgrad.AUTO,
+        target: Target = Target.PORTABLE,
+        prefix: str = "backward",
+    ) -> None:
         self.opset = opset
         self.dgrad = dgrad
+        self.target = target
+        self._layout = BlockedLayout()
         self.prefix = prefix
         self.nodes: list[ir.Node] = []
         self.initializers: dict[tuple[Any, ...], ir.Value] = {}
@@ -143,6 +167,8 @@ class Emitter:
 
     def add(self, terms: Sequence[ir.Value]) -> ir.Value:
         """The sum of gradients that reach one value: fan-out in the forward graph."""
+        if any(self.is_blocked(term) for term in terms):
+            terms = [self.blocked(term) for term in terms]
         total = terms[0]
         for term in terms[1:]:
             total = self.op("Add", total, term)
@@ -153,12 +179,37 @@ class Emitter:
         return value if factor == 1.0 else self.op("Mul", value, self.like(value, factor))
 
     def where_positive(self, y: ir.Value, dy: ir.Value) -> ir.Value:
-        """``dy · 1[y > 0]``.
+        """``dy · 1[y > 0]`` for y ≥ 0.
 
-        A product with the cast comparison: onnxruntime runs it in 0.65 of the time of ``Where``
-        (benchmarks/lowerings.py), and TensorRT fuses either.
+        A product with the cast comparison, which onnxruntime runs faster than ``Where``
+        (benchmarks/lowerings.py); TensorRT fuses either.
         """
+        if self.is_blocked(y):
+            return self.op("Mul", self.blocked(dy), self.blocked_step(y))
         return self.masked(dy, self.op("Greater", y, self.like(y, 0.0), dtype=ir.DataType.BOOL))
+
+    def is_blocked(self, value: ir.Value) -> bool:
+        """Whether this is for the CPU and ``value`` is in onnxruntime's blocked layout."""
+        return self.target is Target.CPU and self._layout.holds(value)
+
+    def blocked(self, value: ir.Value) -> ir.Value:
+        """``value``, brought into the blocked layout if it can be there: a 1×1 MaxPool is the identity."""
+        if self.is_blocked(value) or not could_be_blocked(value):
+            return value
+        return self.op("MaxPool", value, kernel_shape=[1, 1])
+
+    def blocked_step(self, value: ir.Value, sign: float = 1.0, threshold: float = 0.0) -> ir.Value:
+        """1 where sign·(value − threshold) > 0, 0 where it is 0; it is never negative here.
+
+        tanh(2⁹⁰·sign·(value − threshold)): exact, since a power of two rounds nothing, the difference of
+        equal numbers is 0, and tanh is 1 from about 9 on. A difference below 10⁻²⁶ is taken for less.
+        """
+        channels = static(shape_of(value)[1])
+        slope = np.full(channels, sign * 2.0**90, dtype=np.float32)
+        zero, one = self.constant(np.zeros_like(slope)), self.constant(np.ones_like(slope))
+        offset = self.constant(-slope * np.float32(threshold)) if threshold else zero
+        scaled = self.op("BatchNormalization", value, self.constant(slope), offset, zero, one, epsilon=0.0)
+        return self.op("Tanh", scaled)
 
     def masked(self, dy: ir.Value, condition: ir.Value) -> ir.Value:
         """``dy`` where a boolean of the same shape holds, else zero."""
@@ -245,8 +296,29 @@ class Emitter:
         ends: Sequence[int],
         fill: float = 0.0,
     ) -> ir.Value:
-        """Constant padding of static axes; negative padding crops first, which Slice does better."""
+        """Constant padding of static axes; negative amounts crop.
+
+        In one Pad for onnxruntime's CPU; elsewhere a Slice crops first, as negative amounts are rarely tried.
+        """
         shape = list(shape_of(value))
+        if self.target is not Target.CPU or max(*begins, *ends) <= 0:
+            value, begins, ends = self._cropped(value, axes, begins, ends)
+            shape = list(shape_of(value))
+        if not any(begins) and not any(ends):
+            return value
+        before, after = [0] * len(shape), [0] * len(shape)
+        for axis, begin, end in zip(axes, begins, ends, strict=True):
+            before[axis], after[axis] = begin, end
+            shape[axis] = static(shape[axis]) + begin + end
+        # A rank-0 value is what the operator's specification asks for here.
+        constant = self.constant(np.asarray(fill, dtype=dtype_of(value).numpy())) if fill else None
+        return self.op("Pad", value, self.ints(*before, *after), constant, shape=shape)
+
+    def _cropped(
+        self, value: ir.Value, axes: Sequence[int], begins: Sequence[int], ends: Sequence[int]
+    ) -> tuple[ir.Value, Sequence[int], Sequence[int]]:
+        """``value`` with negative amounts cut off, and the amounts that are left."""
+        shape = shape_of(value)
         crop = [(max(0, -begin), max(0, -end)) for begin, end in zip(begins, ends, strict=True)]
         if any(begin or end for begin, end in crop):
             sizes = [static(shape[axis]) for axis in axes]
@@ -257,17 +329,7 @@ class Emitter:
                 [size - end for size, (_, end) in zip(sizes, crop, strict=True)],
                 [1] * len(axes),
             )
-            shape = list(shape_of(value))
-        begins, ends = [max(0, begin) for begin in begins], [max(0, end) for end in ends]
-        if not any(begins) and not any(ends):
-            return value
-        before, after = [0] * len(shape), [0] * len(shape)
-        for axis, begin, end in zip(axes, begins, ends, strict=True):
-            before[axis], after[axis] = begin, end
-            shape[axis] = static(shape[axis]) + begin + end
-        # A rank-0 value is what the operator's specification asks for here.
-        constant = self.constant(np.asarray(fill, dtype=dtype_of(value).numpy())) if fill else None
-        return self.op("Pad", value, self.ints(*before, *after), constant, shape=shape)
+        return value, [max(0, begin) for begin in begins], [max(0, end) for end in ends]
 
     def reduce(self, op_type: str, value: ir.Value, axes: Sequence[int]) -> ir.Value:
         """A reduction that keeps its axes as size 1.

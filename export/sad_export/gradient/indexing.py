@@ -1,34 +1,37 @@
-"""Reading and writing at indices that vary within the image: the gradient of one is the other.
-
-Indices may be computed. Where several reads meet in one place, their gradients are summed
-(``reduction="add"``, opset 16).
-"""
+"""Reading and writing at indices that vary within the image, and may be computed."""
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 
-from .emitter import Emitter, Unsupported, shape_of
+from .emitter import Emitter, Unsupported, shape_of, static
 from .rules import Gradients, attribute, only_first, operand, vjp
 
 
 @vjp("GatherElements", inputs=[0])
 def gather_elements(b: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
-    """y = x[indices] along one axis: dx is dy added at the indices."""
-    x, indices = operand(node, 0), operand(node, 1)
-    axis = attribute(node, "axis", 0)
-    _needs_reduction(b)
-    return only_first(node, b.op("ScatterElements", _zeros(b, x), indices, dy, axis=axis, reduction="add"))
+    """y[k] = x[i_k] along one axis: dx[p] = Σ_k dy[k] · 1[i_k = p].
 
-
-@vjp("GatherND", inputs=[0])
-def gather_nd(b: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
-    """y = x[indices], index vectors over the first axes: dx is dy added at the indices."""
-    if attribute(node, "batch_dims", 0):
-        raise Unsupported("it has batch_dims, which ScatterND has not")
-    _needs_reduction(b)
+    A comparison of all k with all p: several reads may meet in one place, and TensorRT's ScatterElements
+    cannot add.
+    """
     x, indices = operand(node, 0), operand(node, 1)
-    return only_first(node, b.op("ScatterND", _zeros(b, x), indices, dy, reduction="add"))
+    rank = len(shape_of(x))
+    axis = attribute(node, "axis", 0) % rank
+    if any(m != n for i, (m, n) in enumerate(zip(shape_of(x), shape_of(indices), strict=True)) if i != axis):
+        raise Unsupported("it reads from a part of its input")
+    size = static(shape_of(x)[axis])
+    column = [*shape_of(indices)[: axis + 1], 1, *shape_of(indices)[axis + 1 :]]
+    positions = np.arange(size, dtype=np.int64).reshape(size, *[1] * (rank - 1 - axis))
+    if indices.dtype != ir.DataType.INT64:
+        indices = b.op("Cast", indices, dtype=ir.DataType.INT64, to=int(ir.DataType.INT64))
+    indices = b.reshape(indices, column)
+    # An index may count from the end.
+    chosen = b.op("Equal", indices, b.constant(positions))
+    chosen = b.op("Or", chosen, b.op("Equal", indices, b.constant(positions - size)))
+    spread = b.op("Mul", b.cast(chosen, dy), b.reshape(dy, column))
+    return only_first(node, b.reshape(b.reduce("ReduceSum", spread, [axis]), shape_of(x)))
 
 
 @vjp("ScatterElements", "Scatter", inputs=[0, 2])
@@ -56,11 +59,6 @@ def scatter_nd(b: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
     if b.wants(updates):
         du = b.op("GatherND", dy, indices, shape=shape_of(updates))
     return dx, None, du
-
-
-def _needs_reduction(b: Emitter) -> None:
-    if b.opset < 16:
-        raise Unsupported("its gradient needs opset 16")
 
 
 def _refuse_reduction(node: ir.Node) -> None:

@@ -107,7 +107,7 @@ def _subscripts(node: ir.Node) -> tuple[list[str], str]:
     equation = attribute(node, "equation", "").replace(" ", "")
     left, arrow, result = equation.partition("->")
     terms = left.split(",")
-    free = [letter for letter in string.ascii_letters if letter not in equation]
+    free = [letter for letter in string.ascii_lowercase + string.ascii_uppercase if letter not in equation]
     longest = 0
     batches = set()
     for k, term in enumerate(terms):

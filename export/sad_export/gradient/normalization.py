@@ -67,14 +67,15 @@ def rms_normalization(b: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
 
 @vjp("GroupNormalization", inputs=[0])
 def group_normalization(b: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
-    """x̂ over the channels of a group and the spatial axes; γ is one a channel (a group before opset 21)."""
+    """x̂ over the channels of a group and the spatial axes; γ is one a channel."""
     x, gamma = operand(node, 0), operand(node, 1)
     batch, channels, *spatial = shape_of(x)
     groups = attribute(node, "num_groups", 1)
+    if b.opset < 21:
+        raise Unsupported("before opset 21 it is deprecated, and onnx.checker refuses it")
     size = static(channels) // groups
     grouped = (batch, groups, size, *spatial)
-    per_group = shape_of(gamma)[0] == groups != channels
-    column = [groups, 1 if per_group else size, *[1] * len(spatial)]
+    column = [groups, size, *[1] * len(spatial)]
     g = b.op("Mul", b.reshape(dy, grouped), b.reshape(gamma, column))
     axes = range(2, len(grouped))
     dx = _normalized(b, b.reshape(x, grouped), g, axes, attribute(node, "epsilon", 1e-5))

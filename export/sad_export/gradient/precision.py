@@ -50,18 +50,18 @@ def quantize(b: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
 
 def _range(dtype: ir.DataType) -> tuple[float, float]:
     if dtype.is_floating_point():
-        largest = float(_ml_finfo(dtype))
-        return -largest, largest
+        return -_largest_float(dtype), _largest_float(dtype)
     bits = int(dtype.itemsize * 8)
     if dtype.is_signed():
         return -(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1
     return 0.0, 2.0**bits - 1
 
 
-def _ml_finfo(dtype: ir.DataType) -> Any:
+def _largest_float(dtype: ir.DataType) -> float:
     import ml_dtypes  # comes with onnx; only float8 and float4 need it
 
-    return ml_dtypes.finfo(dtype.numpy()).max
+    finfo: Any = ml_dtypes.finfo
+    return float(finfo(dtype.numpy()).max)
 
 
 def _spread(node: ir.Node, bound: np.ndarray[Any, Any], x: ir.Value) -> np.ndarray[Any, Any]:

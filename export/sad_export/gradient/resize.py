@@ -5,6 +5,7 @@ R is nearest, linear or cubic interpolation in any of the operator's coordinate 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ import onnx_ir as ir
 from .emitter import Emitter, Unsupported, shape_of, static
 from .rules import Gradients, attribute, constant_operand, only_first, operand, vjp
 from .shape import along_axis
+
+Array = np.ndarray[Any, Any]
 
 
 @vjp("Resize", inputs=[0])
@@ -57,7 +60,7 @@ def _scales(node: ir.Node, axes: list[int]) -> list[float]:
     return ratios
 
 
-def _transposed(b: Emitter, matrix: np.ndarray[Any, Any], dy: ir.Value, axis: int) -> ir.Value:
+def _transposed(b: Emitter, matrix: Array, dy: ir.Value, axis: int) -> ir.Value:
     """Rᵀ·dy along an axis; where R repeats each element k times, the sum of k neighbours."""
     m, n = matrix.shape
     k = m // n
@@ -70,7 +73,7 @@ def _transposed(b: Emitter, matrix: np.ndarray[Any, Any], dy: ir.Value, axis: in
     return along_axis(b, matrix.T, dy, axis)
 
 
-def _matrix(node: ir.Node, n: int, m: int, scale: float, roi: tuple[float, float]) -> np.ndarray[Any, Any]:
+def _matrix(node: ir.Node, n: int, m: int, scale: float, roi: tuple[float, float]) -> Array:
     """R of shape (m, n), float64."""
     transformation = attribute(node, "coordinate_transformation_mode", "half_pixel")
     at = _coordinates(transformation, n, m, scale, roi)
@@ -94,7 +97,7 @@ def _matrix(node: ir.Node, n: int, m: int, scale: float, roi: tuple[float, float
     return matrix
 
 
-def _coordinates(mode: str, n: int, m: int, scale: float, roi: tuple[float, float]) -> np.ndarray[Any, Any]:
+def _coordinates(mode: str, n: int, m: int, scale: float, roi: tuple[float, float]) -> Array:
     """Where each output position lies in the input (operator specification of Resize)."""
     k = np.arange(m, dtype=np.float64)
     length = n * scale
@@ -117,18 +120,19 @@ def _coordinates(mode: str, n: int, m: int, scale: float, roi: tuple[float, floa
     return at
 
 
-def _nearest(at: np.ndarray[Any, Any], mode: str) -> np.ndarray[Any, Any]:
-    rounded = {
-        "round_prefer_floor": lambda: np.ceil(at - 0.5),
-        "round_prefer_ceil": lambda: np.floor(at + 0.5),
-        "floor": lambda: np.floor(at),
-        "ceil": lambda: np.ceil(at),
-    }[mode]()
-    return rounded.astype(int)[:, None]
+def _nearest(at: Array, mode: str) -> Array:
+    rounding: dict[str, Callable[[Array], Array]] = {
+        "round_prefer_floor": lambda values: np.ceil(values - 0.5),
+        "round_prefer_ceil": lambda values: np.floor(values + 0.5),
+        "floor": np.floor,
+        "ceil": np.ceil,
+    }
+    return rounding[mode](at).astype(int)[:, None]
 
 
-def _cubic(distance: np.ndarray[Any, Any], a: float) -> np.ndarray[Any, Any]:
+def _cubic(distance: Array, a: float) -> Array:
     """The cubic convolution kernel of Keys (1981)."""
     near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
     far = ((a * distance - 5 * a) * distance + 8 * a) * distance - 4 * a
-    return np.where(distance <= 1, near, np.where(distance < 2, far, 0.0))
+    weights: Array = np.where(distance <= 1, near, np.where(distance < 2, far, 0.0))
+    return weights

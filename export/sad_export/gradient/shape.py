@@ -69,7 +69,7 @@ def split(b: Emitter, node: ir.Node, *gradients: ir.Value | None) -> Gradients:
     """dx is the concatenation of the parts' gradients, zero for parts that nothing used."""
     rank = len(shape_of(operand(node, 0)))
     axis = attribute(node, "axis", 0) % rank
-    parts = []
+    parts: list[ir.Value] = []
     unused = 0
     for y, dy in zip(node.outputs, gradients, strict=True):
         size = static(shape_of(y)[axis])

@@ -57,4 +57,4 @@ def _begin(node: ir.Node, axis: int, rank: int, cropped: int) -> int:
     if auto_pad == "NOTSET" and "output_shape" not in node.attributes:
         return int(attribute(node, "pads", (0,) * 2 * rank)[axis])
     total = cropped + padding
-    return total // 2 if auto_pad == "SAME_UPPER" else total - total // 2
+    return int(total // 2 if auto_pad == "SAME_UPPER" else total - total // 2)

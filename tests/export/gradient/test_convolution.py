@@ -30,9 +30,10 @@ CASES = {
 }
 
 
+@pytest.mark.parametrize("target", ["portable", "cpu"])
 @pytest.mark.parametrize("dgrad", ["auto", "convtranspose", "conv"])
 @pytest.mark.parametrize("case", CASES)
-def test_conv_equals_float64_autograd(case: str, dgrad: str) -> None:
+def test_conv_equals_float64_autograd(case: str, dgrad: str, target: str) -> None:
     kernel, strides, dilations, pads, group, size = CASES[case]
     x = RNG.normal(size=(2, 4, *size))
     w = RNG.normal(size=(6 if group != 4 else 8, 4 // group, *kernel))
@@ -52,7 +53,7 @@ def test_conv_equals_float64_autograd(case: str, dgrad: str) -> None:
             group=group,
         )
     ]
-    dx = gradient(nodes, x, dy, {"w": w}, dgrad=dgrad)
+    dx = gradient(nodes, x, dy, {"w": w}, dgrad=dgrad, target=target)
     np.testing.assert_allclose(dx, expected.numpy(), rtol=1e-4, atol=1e-5)
 
 

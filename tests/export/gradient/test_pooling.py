@@ -27,7 +27,7 @@ def pair(value: int | tuple[int, int]) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else value
 
 
-def max_pool_case(case: str, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def max_pool_case(case: str, x: np.ndarray, target: str) -> tuple[np.ndarray, np.ndarray]:
     """(dx from the rule, dx from PyTorch's float64 autograd)."""
     kernel, stride, padding, dilation, ceil_mode, _ = MAX_POOLS[case]
     xt = torch.tensor(x, requires_grad=True)
@@ -42,21 +42,23 @@ def max_pool_case(case: str, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         dilations=pair(dilation),
         ceil_mode=int(ceil_mode),
     )
-    return gradient([pool], x, dy), expected.numpy()
+    return gradient([pool], x, dy, target=target), expected.numpy()
 
 
+@pytest.mark.parametrize("target", ["portable", "cpu"])
 @pytest.mark.parametrize("case", MAX_POOLS)
-def test_maxpool_equals_float64_autograd(case: str) -> None:
+def test_maxpool_equals_float64_autograd(case: str, target: str) -> None:
     x = RNG.normal(size=(2, 3, *MAX_POOLS[case][-1])).astype(np.float32).astype(np.float64)
-    dx, expected = max_pool_case(case, x)
+    dx, expected = max_pool_case(case, x, target)
     np.testing.assert_allclose(dx, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("target", ["portable", "cpu"])
 @pytest.mark.parametrize("case", MAX_POOLS)
-def test_maxpool_tie_goes_to_first_maximum(case: str) -> None:
+def test_maxpool_tie_goes_to_first_maximum(case: str, target: str) -> None:
     """Few distinct values, as after a ReLU or on a flat background: most windows have ties."""
     x = RNG.integers(0, 3, size=(2, 3, *MAX_POOLS[case][-1])).astype(np.float64)
-    dx, expected = max_pool_case(case, x)
+    dx, expected = max_pool_case(case, x, target)
     np.testing.assert_allclose(dx, expected, rtol=1e-5, atol=1e-6)
 
 

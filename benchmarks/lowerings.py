@@ -1,0 +1,149 @@
+"""The small choices of the gradient rules, each against its alternative, in onnxruntime on one CPU thread.
+
+    python benchmarks/lowerings.py
+
+Process CPU time of graphs of a few nodes on ResNet-sized tensors, the alternatives interleaved; the ratio is
+alternative / chosen, of the medians.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from measuring import machine, write_results
+from onnx import TensorProto, helper, numpy_helper
+
+N, C, H = 4, 64, 56
+ROUNDS = 31
+Array = np.ndarray[Any, Any]
+node = helper.make_node
+
+
+def session(
+    nodes: list[onnx.NodeProto], inputs: dict[str, Array], constants: dict[str, Array]
+) -> onnxruntime.InferenceSession:
+    """A graph that ends in `y`, with a dynamic batch."""
+    graph = helper.make_graph(
+        nodes,
+        "lowering",
+        [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", *value.shape[1:]])
+            for name, value in inputs.items()
+        ],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+
+
+def compare(
+    forms: dict[str, list[onnx.NodeProto]], inputs: dict[str, Array], constants: dict[str, Array]
+) -> dict[str, float]:
+    """Median CPU milliseconds of each form; all must give the same result."""
+    sessions = {name: session(nodes, inputs, constants) for name, nodes in forms.items()}
+    results = [loaded.run(None, inputs)[0] for loaded in sessions.values()]
+    for result in results[1:]:
+        np.testing.assert_array_equal(result, results[0])
+    times: dict[str, list[float]] = {name: [] for name in forms}
+    for _ in range(ROUNDS):
+        for name, loaded in sessions.items():
+            started = time.process_time()
+            loaded.run(None, inputs)
+            times[name].append(1000 * (time.process_time() - started))
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def relu_mask() -> dict[str, float]:
+    """dy · 1[y > 0]."""
+    rng = np.random.default_rng(0)
+    inputs = {
+        "dy": rng.normal(size=(N, C, 2 * H, 2 * H)).astype(np.float32),
+        "r": np.maximum(rng.normal(size=(N, C, 2 * H, 2 * H)), 0).astype(np.float32),
+    }
+    mask = node("Greater", ["r", "zero"], ["m"])
+    forms = {
+        "Mul by Cast": [
+            mask,
+            node("Cast", ["m"], ["f"], to=TensorProto.FLOAT),
+            node("Mul", ["dy", "f"], ["y"]),
+        ],
+        "Where": [mask, node("Where", ["m", "dy", "zero"], ["y"])],
+    }
+    return compare(forms, inputs, {"zero": np.zeros(1, np.float32)})
+
+
+def interleave() -> dict[str, float]:
+    """Four phases into one image of twice the size, as after a stride of 2."""
+    rng = np.random.default_rng(0)
+    inputs = {f"p{i}": rng.normal(size=(N, C, H, H)).astype(np.float32) for i in range(4)}
+    thin = [node("Reshape", [f"p{i}", "thin"], [f"t{i}"]) for i in range(4)]
+    columns = [
+        part
+        for i in (0, 1)
+        for part in (
+            node("Concat", [f"t{2 * i}", f"t{2 * i + 1}"], [f"c{i}"], axis=4),
+            node("Reshape", [f"c{i}", "row"], [f"r{i}"]),
+        )
+    ]
+    rows = [node("Concat", ["r0", "r1"], ["w"], axis=3), node("Reshape", ["w", "whole"], ["y"])]
+    forms = {
+        "Concat by axis": [*thin, *columns, *rows],
+        "DepthToSpace": [
+            node("Concat", ["p0", "p1", "p2", "p3"], ["s"], axis=1),
+            node("DepthToSpace", ["s"], ["y"], blocksize=2, mode="DCR"),
+        ],
+    }
+    constants = {
+        "thin": np.array([0, C, H, H, 1]),
+        "row": np.array([0, C, H, 1, 2 * H]),
+        "whole": np.array([0, C, 2 * H, 2 * H]),
+    }
+    return compare(forms, inputs, constants)
+
+
+def shift() -> dict[str, float]:
+    """One row and column in, one out: a tap of a max pool."""
+    inputs = {"x": np.random.default_rng(0).normal(size=(N, C, H, H)).astype(np.float32)}
+    forms = {
+        "Pad by negative amounts": [node("Pad", ["x", "both"], ["y"])],
+        "Slice and Pad": [
+            node("Slice", ["x", "start", "end", "axes"], ["s"]),
+            node("Pad", ["s", "begin"], ["y"]),
+        ],
+    }
+    constants = {
+        "both": np.array([0, 0, 1, 1, 0, 0, -1, -1]),
+        "begin": np.array([0, 0, 1, 1, 0, 0, 0, 0]),
+        "start": np.array([0, 0]),
+        "end": np.array([H - 1, H - 1]),
+        "axes": np.array([2, 3]),
+    }
+    return compare(forms, inputs, constants)
+
+
+def main() -> None:
+    """Print and write all comparisons."""
+    rows = {"ReLU mask": relu_mask(), "interleave": interleave(), "shift": shift()}
+    for what, times in rows.items():
+        (chosen, best), (other, worse) = times.items()
+        print(f"{what:<12}{chosen:<26}{best:6.2f} ms   {other:<16}{worse:6.2f} ms   × {worse / best:.2f}")
+    write_results(
+        Path(__file__).parent / "results" / "lowerings.json",
+        {"machine": machine(), "shape": [N, C, H, H], "milliseconds": rows},
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""What onnxruntime's CPU keeps in its blocked layout, for the target ``cpu``.
+
+onnxruntime runs convolutions on tensors whose channels are stored in blocks (NCHWc), and keeps that layout
+through the operators in :data:`BLOCKED_OPERATORS`. Any other operator reorders the tensor out, and the next
+convolution reorders it in again. So for this target:
+
+1. a ReLU's mask is written with BatchNorm and Tanh, which onnxruntime turns into one depthwise convolution,
+   not with a comparison;
+2. a gradient that arrives in the plain layout and meets a blocked one is passed through a 1×1 MaxPool: an
+   identity that enters the blocked layout.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+BLOCK = 16
+"""Channels a block with AVX-512; a divisor of it elsewhere."""
+
+# Those that enter the layout by themselves, and those that only keep it, if all their inputs have it.
+_ENTERING = frozenset(("Conv", "MaxPool", "AveragePool"))
+_KEEPING = frozenset(("Add", "Sum", "Mul", "Relu", "Sigmoid", "Tanh", "BatchNormalization", "Clip"))
+BLOCKED_OPERATORS = _ENTERING | _KEEPING
+"""onnxruntime's NchwcTransformer, as of 1.31."""
+
+
+class BlockedLayout:
+    """Predicts which values of a graph are in the blocked layout."""
+
+    def __init__(self) -> None:
+        self._known: dict[ir.Value, bool] = {}
+
+    def holds(self, value: ir.Value) -> bool:
+        """Whether onnxruntime will have this value in the blocked layout."""
+        # Without recursion: the chain from the image to the last gradient is thousands of nodes long.
+        stack = [value]
+        while stack:
+            current = stack[-1]
+            if current in self._known:
+                stack.pop()
+                continue
+            inputs = self._deciding_inputs(current)
+            if inputs is None:
+                self._known[current] = False
+            elif unknown := [v for v in inputs if v not in self._known]:
+                stack += unknown
+                continue
+            else:
+                self._known[current] = all(self._known[v] for v in inputs)
+            stack.pop()
+        return self._known[value]
+
+    def _deciding_inputs(self, value: ir.Value) -> list[ir.Value] | None:
+        """The inputs that must be blocked for ``value`` to be; ``None`` if it cannot be."""
+        node = value.producer()
+        if node is None or not could_be_blocked(value):
+            return None
+        if node.op_type in _ENTERING:
+            # A depthwise or ungrouped convolution with whole blocks; an odd one stays plain.
+            return []
+        if node.op_type not in _KEEPING:
+            return None
+        inputs = [v for v in node.inputs if v is not None]
+        if node.op_type in ("BatchNormalization", "Clip"):
+            inputs = inputs[:1]
+        # Broadcasting leaves the layout.
+        return inputs if all(v.shape == value.shape for v in inputs) else None
+
+
+def could_be_blocked(value: ir.Value) -> bool:
+    """Whether the shape allows it: (N, C, H, W) float32 with whole blocks of channels."""
+    shape = value.shape
+    if shape is None or len(shape) != 4 or value.dtype != ir.DataType.FLOAT:
+        return False
+    channels = shape[1]
+    return isinstance(channels, int) and channels % BLOCK == 0

@@ -1,0 +1,10 @@
+"""Rewrites that bring a forward graph into the form that the gradient rules read.
+
+May import onnx, onnx-ir and numpy, and the registry of rules.
+"""
+
+from .einsum_letters import EinsumLettersPass
+from .expand_functions import ExpandFunctionsPass
+from .shapes import ShapesPass
+
+__all__ = ["EinsumLettersPass", "ExpandFunctionsPass", "ShapesPass"]

@@ -1,0 +1,89 @@
+"""The target ``cpu``: the same gradients, from operators that stay in onnxruntime's blocked layout."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from differentiate import check, forward_model, gradient, gradient_model, node, run
+from models import forward_onnx, randomised
+from torch import nn
+
+from sad_export import two_pass
+
+RNG = np.random.default_rng(5)
+KERNEL = {"w": RNG.normal(size=(16, 16, 3, 3)) / 5}
+CONV = node("Conv", ["x", "w"], ["a"], pads=[1, 1, 1, 1])
+
+
+def blocked_net() -> nn.Module:
+    """A residual net whose channels fill whole blocks."""
+
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(
+                nn.Conv2d(16, 16, 3, padding=1),
+                nn.ReLU(),
+                nn.Conv2d(16, 16, 3, padding=1),
+                nn.BatchNorm2d(16),
+            )
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.relu(x + self.body(x))
+
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), *(Residual() for _ in range(4))]
+    return randomised(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5)))
+
+
+def reorders(model: onnx.ModelProto, folder: Path) -> int:
+    """Reorders between layouts in what onnxruntime makes of a graph."""
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(folder / "optimised.onnx")
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    operators = Counter(n.op_type for n in onnx.load(str(folder / "optimised.onnx")).graph.node)
+    return operators["ReorderInput"] + operators["ReorderOutput"]
+
+
+@pytest.mark.parametrize("activation", [["Relu"], ["Clip", "low", "high"]], ids=["Relu", "ReLU6"])
+def test_masks_in_the_blocked_layout_are_the_same(activation: list[str]) -> None:
+    op_type, *bounds = activation
+    nodes = [CONV, node(op_type, ["a", *bounds], ["r"]), node("Conv", ["r", "w"], ["y"], pads=[1, 1, 1, 1])]
+    constants = {**KERNEL, "low": np.array(0.0), "high": np.array(0.5)}
+    constants = {name: constants[name] for name in ("w", *bounds)}
+    check(nodes, (2, 16, 6, 6), constants, target="cpu")
+    x, dy = RNG.normal(size=(2, 16, 6, 6)), RNG.normal(size=(2, 16, 6, 6))
+    plain, blocked = (gradient(nodes, x, dy, constants, target=target) for target in ("portable", "cpu"))
+    np.testing.assert_allclose(blocked, plain, rtol=1e-4, atol=1e-6)
+
+
+def test_a_blocked_mask_is_zero_at_the_kink_and_one_right_above() -> None:
+    """A 1×1 convolution by the identity, so that the ReLU sees exactly x."""
+    nodes = [node("Conv", ["x", "w"], ["a"]), node("Relu", ["a"])]
+    x = np.zeros((1, 16, 1, 6))
+    x[..., :] = [-1.0, -1e-20, 0.0, 1e-20, 1e-7, 1e10]
+    dx = gradient(nodes, x, np.ones_like(x), {"w": np.eye(16).reshape(16, 16, 1, 1)}, target="cpu")
+    np.testing.assert_array_equal(dx[0, 0, 0], [0, 0, 0, 1, 1, 1])
+
+
+def test_an_odd_number_of_channels_stays_in_the_plain_form() -> None:
+    w = {"w": RNG.normal(size=(5, 5, 3, 3))}
+    forward = forward_model([CONV, node("Relu", ["a"])], ["N", 5, 6, 6], w)
+    assert "Tanh" not in {n.op_type for n in gradient_model(forward, target="cpu").graph.node}
+
+
+def test_the_whole_backward_of_a_residual_net_stays_blocked(tmp_path: Path) -> None:
+    forward = forward_onnx(blocked_net(), (3, 12, 12))
+    portable, cpu = (two_pass(forward, eta=0.3, target=target) for target in ("portable", "cpu"))
+    # Into the layout at the head of the backward, out of it before each global pool.
+    assert reorders(cpu, tmp_path) <= 4 < reorders(portable, tmp_path)
+    image = RNG.normal(size=(3, 3, 12, 12)).astype(np.float32)
+    for a, b in zip(run(cpu, image=image), run(portable, image=image), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
