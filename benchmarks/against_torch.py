@@ -2,7 +2,7 @@
 
     python benchmarks/against_torch.py [--models resnet18 resnet50] [--batch 4]
 
-All forms run on the folded network with the same images, interleaved in one process; process CPU time, median.
+All forms run on the folded network with the same images, interleaved in one process; median CPU time.
 PyTorch runs eagerly in both memory formats and under torch.compile; the faster of each kind counts.
 """
 

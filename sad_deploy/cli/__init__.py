@@ -20,6 +20,7 @@ from .calibrate import calibrate
 from .console import print_error, print_hint
 from .doctor import doctor
 from .export import export
+from .gradient import gradient
 from .infer import infer
 from .inspect import inspect
 
@@ -40,7 +41,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (calibrate, export, infer, inspect, doctor):
+for command in (calibrate, export, infer, inspect, gradient, doctor):
     app.command()(command)
 
 

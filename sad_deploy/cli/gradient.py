@@ -1,0 +1,54 @@
+"""``sad-deploy gradient``: any ONNX classifier's input gradient as an ONNX graph; no SAD."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sad_runtime.errors import UserError
+from sad_runtime.extras import require
+
+from .console import print_status
+from .export import DgradOption, TargetOption
+
+
+def gradient(
+    forward: Annotated[Path, typer.Argument(metavar="forward.onnx", help="A classifier: images → logits.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Where the graph goes.", show_default="NAME.gradient.onnx")
+    ] = None,
+    logits: Annotated[
+        str | None, typer.Option(help="The output that holds the logits, if there are several.")
+    ] = None,
+    target: Annotated[
+        TargetOption, typer.Option(help="cpu: the same results, faster in onnxruntime on the CPU.")
+    ] = TargetOption.PORTABLE,
+    dgrad: Annotated[
+        DgradOption, typer.Option(help="How convolutions are differentiated.")
+    ] = DgradOption.AUTO,
+) -> None:
+    """Add the gradient of the largest logit to an ONNX classifier: outputs logits and gradient.
+
+    Standard operators only, with a dynamic batch if the classifier has one.
+    """
+    require("onnx_ir", extra="export", need="sad-deploy gradient")
+    import onnx
+
+    from sad_export import input_gradient
+
+    graph = input_gradient(forward, logits=logits, dgrad=dgrad.value, target=target.value)
+    out = out or forward.with_suffix(".gradient.onnx")
+    draft = out.with_name(f".{out.name}.{os.getpid()}")
+    try:
+        onnx.save(graph, str(draft))
+        draft.replace(out)
+    except OSError as error:
+        raise UserError(f"{out} cannot be written: {error.strerror}") from error
+    finally:
+        draft.unlink(missing_ok=True)
+    print_status(
+        f"{out}: {out.stat().st_size / 1e6:.2f} MB; outputs logits (N, K) and gradient, shaped as the image"
+    )

@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import typer
+from differentiate import run as run_graph
+from models import forward_onnx, small_cnn
+from typer.testing import CliRunner
+
+from sad_deploy.cli.gradient import gradient
+from sad_runtime.errors import UserError
+
+app = typer.Typer(pretty_exceptions_enable=False)
+app.command()(gradient)
+
+
+def run(*arguments: str) -> None:
+    CliRunner().invoke(app, list(arguments), catch_exceptions=False, standalone_mode=False)
+
+
+@pytest.fixture
+def forward(tmp_path: Path) -> Path:
+    path = tmp_path / "forward.onnx"
+    onnx.save(forward_onnx(small_cnn()), str(path))
+    return path
+
+
+def test_the_gradient_goes_beside_the_classifier(forward: Path) -> None:
+    run(str(forward))
+    graph = onnx.load(str(forward.with_name("forward.gradient.onnx")))
+    assert [o.name for o in graph.graph.output] == ["logits", "gradient"]
+    x = np.random.default_rng(0).random((3, 3, 16, 16), dtype=np.float32)
+    logits, dx = run_graph(graph, x=x)
+    assert logits.shape == (3, 5)
+    assert dx.shape == x.shape
+    assert dx.any()
+
+
+def test_what_cannot_be_differentiated_leaves_no_file(tmp_path: Path) -> None:
+    (tmp_path / "broken.onnx").write_bytes(b"no model")
+    with pytest.raises(UserError, match="not a readable ONNX model"):
+        run(str(tmp_path / "broken.onnx"), "--out", str(tmp_path / "out.onnx"))
+    assert [p.name for p in tmp_path.iterdir()] == ["broken.onnx"]
+
+
+def test_an_unwritable_destination_is_one_line(forward: Path) -> None:
+    with pytest.raises(UserError, match="cannot be written"):
+        run(str(forward), "--out", str(forward.parent / "absent" / "out.onnx"))
