@@ -49,12 +49,14 @@ class Exported:
         verification: Figures of the graph against PyTorch.
         graph_bytes: Size of the ONNX file.
         engine: The engine, if one was built.
+        removed: Engines of the earlier export that were not built again.
     """
 
     bundle: Bundle
     verification: Verification
     graph_bytes: int
     engine: EngineInfo | None
+    removed: tuple[str, ...]
 
 
 def export_bundle(
@@ -118,7 +120,9 @@ def export_bundle(
             engines = (Engine(plan, sidecar, GRAPH_FILE, flavor.value, info.precision),)
         draft.manifest = dataclasses.replace(manifest, graphs=graphs, engines=engines, files={})
         graph_bytes = graph_path.stat().st_size
-    return Exported(Bundle.open(bundle.root), verification, graph_bytes, info)
+    built = {engine.file for engine in engines}
+    removed = tuple(engine.file for engine in manifest.engines if engine.file not in built)
+    return Exported(Bundle.open(bundle.root), verification, graph_bytes, info, removed)
 
 
 def sample_images(bundle: Bundle) -> Array:

@@ -17,6 +17,7 @@ from sad_runtime.manifest import Color, Normalization, Preprocessing
 from sad_runtime.preprocess import load
 from sad_runtime.sources import find_images
 
+from .model import GraphError
 from .tensorrt import EngineInfo, build_engine
 from .two_pass import two_pass
 from .verify import Array
@@ -85,7 +86,19 @@ def export_forward(
         mean=mean,
         std=std,
     )
-    _, channels, height, width = (dim.dim_value for dim in graph.graph.input[0].type.tensor_type.shape.dim)
+    image = graph.graph.input[0].type.tensor_type
+    batch_dim, *chw = image.shape.dim
+    problems = []
+    if not batch_dim.dim_param and batch_dim.HasField("dim_value"):
+        problems.append(f"its batch is fixed to {batch_dim.dim_value}")
+    if image.elem_type != onnx.TensorProto.FLOAT:
+        problems.append(f"its input is {onnx.TensorProto.DataType.Name(image.elem_type).lower()}")
+    if problems:
+        raise GraphError(
+            f"{forward} cannot be deployed: {' and '.join(problems)}",
+            hint="export it in float32 with a dynamic batch",
+        )
+    channels, height, width = (dim.dim_value for dim in chw)
     pixels = _real(images, channels, height, width) if images else _noise(channels, height, width)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:

@@ -9,7 +9,7 @@ is wrong at once.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +111,8 @@ def _read(model: onnx.ModelProto | str | Path) -> ir.Model:
             raise GraphError(f"there is no ONNX file {path}")
         loaded = ir.load(path)
         _check_external_data(loaded, path.parent)
+        # What is made of the graph is one file of its own, wherever it is written.
+        ir.external_data.load_to_model(loaded)
     except UserError:
         raise
     except Exception as error:  # protobuf and onnx-ir raise their own kinds on broken files
@@ -191,12 +193,13 @@ def _text(shape: Sequence[Dim]) -> str:
     return "(" + ", ".join(str(n) for n in shape) + ")"
 
 
-def finish(model: ir.Model, *, what: str) -> onnx.ModelProto:
+def finish(model: ir.Model, *, what: str, metadata: Mapping[str, str] | None = None) -> onnx.ModelProto:
     """Serialise a graph that we built, and check it in full.
 
     Args:
         model: The extended graph.
         what: For the producer string, for example ``"two-pass"``.
+        metadata: What the file says of itself.
 
     Returns:
         The model, passed by ``onnx.checker`` with type and shape inference.
@@ -204,6 +207,8 @@ def finish(model: ir.Model, *, what: str) -> onnx.ModelProto:
     common_passes.RemoveUnusedNodesPass()(model)
     common_passes.ClearMetadataAndDocStringPass()(model)
     model.producer_name = f"sad-deploy {what}"
+    model.metadata_props.clear()
+    model.metadata_props.update(metadata or {})
     proto: Any = ir.to_proto(model)
     assert isinstance(proto, onnx.ModelProto)
     common_passes.CheckerPass(full_check=True)(model)

@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from sad_runtime.graph_metadata import graph_metadata
 from sad_runtime.manifest import Normalization
 
 from .gradient import Dgrad, Emitter, Target
@@ -86,7 +87,10 @@ def two_pass(
     second = _second_pass(graph.model.graph, forward, at, mixed)[plain]
     rename(graph, {graph.image: "image", second: "logits", saliency: "saliency", plain: "plain_logits"})
     graph.model.graph.outputs[:] = [second, saliency, plain]
-    return finish(graph.model, what="two-pass")
+    metadata = graph_metadata(
+        eta=eta, normalization=Normalization(normalization), clip=clip, mean=mean, std=std
+    )
+    return finish(graph.model, what="two-pass", metadata=metadata)
 
 
 def normalized(b: Emitter, saliency: ir.Value, normalization: Normalization) -> ir.Value:

@@ -7,6 +7,7 @@ Results go to stdout, progress and messages to stderr. Exit codes: 0 all good; 1
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from typing import Annotated, Any
@@ -31,6 +32,8 @@ EXIT_INTERRUPTED = 130
 # The base of all usage errors. Newer versions of typer carry their own copy of click, so it must be found
 # through typer.
 _CommandLineError: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+
+_REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOENT, errno.ENOTDIR}
 
 app = typer.Typer(
     name="sad-deploy",
@@ -75,6 +78,12 @@ def main() -> None:
         sys.exit(EXIT_UNUSABLE_INPUT)
     except _CommandLineError as error:
         error.show()
+        sys.exit(EXIT_UNUSABLE_INPUT)
+    except OSError as error:
+        # The file system's refusals are the user's to mend; anything else is a bug.
+        if error.errno not in _REFUSALS or error.filename is None:
+            raise
+        print_error(f"{error.filename}: {error.strerror}")
         sys.exit(EXIT_UNUSABLE_INPUT)
     except (KeyboardInterrupt, typer.Abort):
         print_error("interrupted")

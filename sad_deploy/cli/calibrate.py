@@ -17,7 +17,7 @@ from sad_runtime.bundle import check_destination
 from sad_runtime.extras import require
 from sad_runtime.manifest import Normalization
 
-from .console import print_hint, print_status, print_warning, stderr, stdout
+from .console import interruptible, print_hint, print_status, print_warning, stderr, stdout
 
 if TYPE_CHECKING:
     from sad_deploy.calibration_job import Outcome
@@ -137,9 +137,10 @@ def calibrate(
     from sad_deploy.calibration_job import run, save
     from sad_deploy.preparation import prepare
 
-    with _progress() as report:
+    with interruptible(f"{out} was not touched"), _progress() as report:
         preparation = prepare(recipe, report)
         _print_input(recipe, preparation)
+        _warn_of_guesses(recipe)
         outcome = run(recipe, preparation, report)
     _print_skipped(outcome)
     if outcome.choice is not None:
@@ -173,6 +174,22 @@ def _print_input(recipe: Recipe, preparation: Preparation) -> None:
         f"{preparation.source.name}, {len(preparation.classes)} classes, input {channels}×{height}×{width}, "
         f"mean {_numbers(space.mean)}, std {_numbers(space.std)}; data {recipe.data}"
     )
+
+
+def _warn_of_guesses(recipe: Recipe) -> None:
+    """A model of the user's own may expect anything: say what was assumed."""
+    if ":" not in recipe.model:
+        return
+    if recipe.weights is None:
+        print_warning(f"no --weights: {recipe.model} is calibrated with the weights that it came with")
+    assumed = [
+        option
+        for option, given in (("--image-size", recipe.image_size), ("--mean and --std", recipe.input_space))
+        if given is None
+    ]
+    if assumed:
+        missing = " and no ".join(assumed)
+        print_warning(f"no {missing}: the values above are assumed; give those it was trained with")
 
 
 def _numbers(values: tuple[float, ...]) -> str:
@@ -213,6 +230,8 @@ def _warn_of_drop(recipe: Recipe, outcome: Outcome) -> None:
     from sad_deploy.calibration_job import LARGE_DROP
 
     choice = outcome.choice
+    if choice is not None and choice.within_limit and choice.calibration.eta == choice.rows[-1].eta:
+        print_warning(f"eta {choice.rows[-1].eta:g} ends the sweep; a larger --eta may cost little too")
     if choice is not None and not choice.within_limit:
         print_warning(
             f"no eta of the sweep costs at most {choice.max_drop:g} points; the least harmful was taken"

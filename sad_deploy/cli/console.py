@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 from rich.console import Console
 from rich.markup import escape
 
@@ -18,6 +21,16 @@ def _console(*, stderr: bool) -> Console:
 
 stdout = _console(stderr=False)
 stderr = _console(stderr=True)
+
+
+@contextlib.contextmanager
+def interruptible(consequence: str) -> Iterator[None]:
+    """Say on Ctrl-C what it left behind; the exit code is the entry point's business."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print_error(f"interrupted; {consequence}")
+        raise
 
 
 def print_error(message: str) -> None:

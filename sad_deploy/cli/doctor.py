@@ -29,6 +29,7 @@ def doctor(
 
 
 def _print(findings: list[Finding]) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(title=f"sad-deploy {__version__}", title_justify="left")
@@ -36,5 +37,5 @@ def _print(findings: list[Finding]) -> None:
         table.add_column(column)
     for finding in findings:
         mark = "[green]✓[/]" if finding.works else "[yellow]–[/]"
-        table.add_row(mark, finding.what, finding.state, finding.remedy or "")
+        table.add_row(mark, *map(escape, (finding.what, finding.state, finding.remedy or "")))
     stdout.print(table)

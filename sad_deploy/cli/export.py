@@ -13,7 +13,7 @@ from sad_runtime.errors import UserError
 from sad_runtime.extras import require
 from sad_runtime.manifest import Normalization
 
-from .console import print_status, print_warning, stdout
+from .console import interruptible, print_status, print_warning, stdout
 
 if TYPE_CHECKING:
     from sad_export.tensorrt import EngineInfo
@@ -105,6 +105,8 @@ def export(
                 f"a bare graph needs --eta: {source} says nothing of it", hint="for example --eta 0.05"
             )
         require("onnx_ir", extra="export", need="sad-deploy export")
+        out = out or source.with_suffix(".sad.onnx")
+        refuse_same_file(source, out)
         from sad_export.export_forward import export_forward
         from sad_export.tensorrt.flavors import choose_flavor
 
@@ -112,7 +114,7 @@ def export(
             print_warning("verifying on noise: give a folder of real images with --images")
         made = export_forward(
             source,
-            out or source.with_suffix(".sad.onnx"),
+            out,
             eta=eta,
             normalization=normalization or Normalization.NONE,
             mean=_numbers(mean, "--mean"),
@@ -127,6 +129,9 @@ def export(
         _print_figures(f"{made.graph} against {source}", dataclasses.asdict(made.verification))
         print_status(f"{made.graph}: {made.graph.stat().st_size / 1e6:.2f} MB, verified")
         info = made.engine
+        for stale in sorted(out.parent.glob(f"{out.stem}.*.plan")):
+            if info is None or stale != info.engine:
+                print_warning(f"{stale} is of an earlier graph: build it again with --trt, or delete it")
     else:
         if given := [name for name, value in bare_only.items() if value is not None]:
             raise UserError(f"{', '.join(given)} only go with a bare forward.onnx; a bundle brings its own")
@@ -145,15 +150,18 @@ def _export_bundle(
     require("onnx_ir", extra="calibrate", need="sad-deploy export of a bundle")
     from ..deployment import EngineRequest, export_bundle
 
-    exported = export_bundle(
-        bundle,
-        dgrad=dgrad,
-        target=target,
-        engine=EngineRequest(*engine) if engine else None,
-        status=print_status,
-    )
+    with interruptible(f"{source} is unchanged"):
+        exported = export_bundle(
+            bundle,
+            dgrad=dgrad,
+            target=target,
+            engine=EngineRequest(*engine) if engine else None,
+            status=print_status,
+        )
     _print_figures(f"{source}/model.onnx against PyTorch", exported.verification.as_dict())
     print_status(f"{source}/model.onnx: {exported.graph_bytes / 1e6:.2f} MB, verified")
+    for engine_file in exported.removed:
+        print_warning(f"removed {engine_file}, of the earlier graph; --trt builds a new one")
     return exported.engine
 
 
@@ -165,6 +173,16 @@ def _print_figures(title: str, figures: dict[str, float]) -> None:
     for name, value in figures.items():
         table.add_row(name.replace("_", " "), f"{value:.6g}")
     stdout.print(table)
+
+
+def refuse_same_file(source: Path, out: Path) -> None:
+    """Refuse to write over the graph that is read.
+
+    Raises:
+        UserError: ``out`` is ``source``.
+    """
+    if out.exists() and source.exists() and out.samefile(source):
+        raise UserError(f"--out {out} is the graph that is read", hint="name another file")
 
 
 def _print_engine(info: EngineInfo) -> None:

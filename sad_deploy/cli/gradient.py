@@ -12,7 +12,7 @@ from sad_runtime.errors import UserError
 from sad_runtime.extras import require
 
 from .console import print_status
-from .export import DgradOption, TargetOption
+from .export import DgradOption, TargetOption, refuse_same_file
 
 
 def gradient(
@@ -39,8 +39,9 @@ def gradient(
 
     from sad_export import input_gradient
 
-    graph = input_gradient(forward, logits=logits, dgrad=dgrad.value, target=target.value)
     out = out or forward.with_suffix(".gradient.onnx")
+    refuse_same_file(forward, out)
+    graph = input_gradient(forward, logits=logits, dgrad=dgrad.value, target=target.value)
     draft = out.with_name(f".{out.name}.{os.getpid()}")
     try:
         onnx.save(graph, str(draft))

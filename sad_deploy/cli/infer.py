@@ -146,7 +146,7 @@ class _Summary:
         seconds = time.perf_counter() - self.started
         print_status(f"{_count(self.done, 'image')} in {seconds:.1f} s ({self.rate():.1f}/s)")
         if self.classes:
-            named = [f"{name} {n}" for name, n in self.classes.most_common(_HISTOGRAM_CLASSES)]
+            named = [f"{name}: {n}" for name, n in self.classes.most_common(_HISTOGRAM_CLASSES)]
             rest = len(self.classes) - len(named)
             print_status("classes: " + ", ".join(named) + (f" and {rest} more" if rest else ""))
         for code, n in self.failures.most_common():

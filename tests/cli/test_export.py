@@ -62,6 +62,39 @@ def test_a_bare_graph_is_verified_on_a_folder_of_images(forward: Path, tmp_path:
     assert out.is_file()
 
 
+def test_weights_in_a_file_of_their_own_are_taken_in(tmp_path: Path) -> None:
+    """PyTorch's exporter writes them so by default."""
+    (tmp_path / "in").mkdir()
+    source = tmp_path / "in" / "forward.onnx"
+    onnx.save(
+        forward_onnx(small_cnn()), str(source), save_as_external_data=True, location="w", size_threshold=1024
+    )
+    out = tmp_path / "out.onnx"
+    run(str(source), "--eta", "0.05", "--out", str(out))
+    (tmp_path / "in" / "w").unlink()
+    onnx.checker.check_model(str(out), full_check=True)
+
+
+def test_an_engine_of_an_earlier_graph_is_pointed_out(
+    forward: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "d.onnx"
+    run(str(forward), "--eta", "0.05", "--trt", "--flavor", "rtx", "--out", str(out))
+    result = CliRunner().invoke(app, [str(forward), "--eta", "0.5", "--out", str(out)], standalone_mode=False)
+    assert result.exception is None
+    told = (result.stderr + capfd.readouterr().err).replace("\n", "")
+    assert "d.rtx.plan is of an earlier graph" in told
+
+
+def test_a_fixed_batch_is_refused(tmp_path: Path) -> None:
+    graph = forward_onnx(small_cnn())
+    for value in (graph.graph.input[0], graph.graph.output[0]):
+        value.type.tensor_type.shape.dim[0].dim_value = 2
+    onnx.save(graph, str(tmp_path / "f.onnx"))
+    with pytest.raises(UserError, match="its batch is fixed to 2"):
+        run(str(tmp_path / "f.onnx"), "--eta", "0.1")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -70,6 +103,7 @@ def test_a_bare_graph_is_verified_on_a_folder_of_images(forward: Path, tmp_path:
         (["{forward}", "--eta", "0.1", "--batch", "8"], "MIN:BEST:MAX"),
         (["{forward}", "--eta", "0.1", "--batch", "8:4:2"], "must ascend"),
         (["{forward}", "--eta", "0.1", "--trt", "--target", "cpu"], "portable graph"),
+        (["{forward}", "--eta", "0.1", "--out", "{forward}"], "is the graph that is read"),
         (["absent.onnx", "--eta", "0.1"], "no ONNX file"),
         (["absent", "--eta", "0.1"], "only go with a bare forward.onnx"),
         (["absent"], "absent"),

@@ -109,6 +109,18 @@ def test_a_changed_weight_file_is_refused_and_nothing_is_written(folder: Path, t
     assert sorted((tmp_path / "sad-model").rglob("*")) == before
 
 
+def test_a_manifest_that_contradicts_its_graph_is_refused(folder: Path, tmp_path: Path) -> None:
+    """η is a constant of the graph: changing the manifest alone would change nothing but what it says."""
+    import shutil
+
+    shutil.copytree(folder / "sad-model", tmp_path / "sad-model")
+    changed = manifest(folder)
+    changed["defence"]["eta"] += 0.5
+    (tmp_path / "sad-model" / "manifest.json").write_text(json.dumps(changed))
+    run = sad_deploy("infer", str(folder / "images"), cwd=tmp_path, code=2)
+    assert "in the graph and" in run.stderr
+
+
 def test_an_engine_needs_a_gpu_to_run(folder: Path) -> None:
     from sad_runtime.devices import cuda_devices
 

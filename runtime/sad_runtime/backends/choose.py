@@ -8,6 +8,7 @@ from ..backend_choice import BackendChoice
 from ..bundle import Bundle
 from ..devices import cuda_devices
 from ..errors import BackendError, BundleError, MissingExtraError
+from ..graph_metadata import contradictions
 from .onnxruntime import OnnxRuntimeBackend, Provider
 from .protocol import LOGITS, Backend
 from .tensorrt import Flavor, TensorRTBackend
@@ -74,12 +75,14 @@ def _open(bundle: Bundle, choice: BackendChoice, precision: str) -> Backend:
     expected = bundle.manifest.preprocessing.shape
     problems = []
     if backend.input_shape != expected:
-        problems.append(f"takes images of {backend.input_shape}, the manifest says {expected}")
+        problems.append(f"it takes images of {backend.input_shape}, the manifest says {expected}")
     if LOGITS not in backend.output_names:
-        problems.append(f"has no output {LOGITS!r}, only {', '.join(backend.output_names)}")
+        problems.append(f"it has no output {LOGITS!r}, only {', '.join(backend.output_names)}")
+    if isinstance(backend, OnnxRuntimeBackend):
+        problems += contradictions(backend.metadata, bundle.manifest.defence, bundle.manifest.input_space)
     if problems:
         backend.close()
         raise BundleError(
-            f"{bundle.root}: {name} {' and '.join(problems)}", hint=f"sad-deploy export {bundle.root}"
+            f"{bundle.root}: {name}: {' and '.join(problems)}", hint=f"sad-deploy export {bundle.root}"
         )
     return backend

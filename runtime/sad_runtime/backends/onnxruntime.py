@@ -54,6 +54,7 @@ class OnnxRuntimeBackend:
     def __init__(self, model: Path | bytes, provider: Provider) -> None:
         self.name = str(provider)
         self._session: Any = _open_session(model, provider)
+        self.metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
         self.output_names = tuple(output.name for output in self._session.get_outputs())
         self.max_batch: int | None = None
         inputs = {item.name: item for item in self._session.get_inputs()}
