@@ -2,11 +2,13 @@
 
     python benchmarks/coverage.py [--models resnet18 maxvit_t] [--no-engines]
 
+With --models, the results of the others stay as they are in the file.
+
 Weights are random and BatchNorm statistics randomised. The saliency of the two-pass graph (onnxruntime,
 float32) is compared with float64 autograd of the unfolded model on four images, and so is PyTorch's own
-float32 autograd: its error comes from the network alone. The graph is exported with a dynamic batch and
-checked by onnx.checker in full. Images are small, so that a model takes seconds; one of each family also
-runs at the size it was made for. Each model runs in a process of its own.
+float32 autograd of the folded one: its error comes from the network alone. The graph is exported with a
+dynamic batch and checked by onnx.checker in full. Images are small, so that a model takes seconds; one of
+each family also runs at the size it was made for. Each model runs in a process of its own.
 """
 
 from __future__ import annotations
@@ -79,6 +81,7 @@ def measure(name: str, size: int, *, engine: bool) -> dict[str, Any]:
     sys.path.insert(0, str(ROOT / "tests" / "export"))
     from models import forward_onnx, randomised
 
+    from sad_deploy.fold import fold_batchnorm
     from sad_export import two_pass
     from sad_export.tensorrt import build_engine
     from sad_runtime.errors import UserError
@@ -98,15 +101,17 @@ def measure(name: str, size: int, *, engine: bool) -> dict[str, Any]:
         return result | {"error": str(error)}
     result["two_pass_seconds"] = time.process_time() - started
     result["nodes"] = {"forward": len(forward.graph.node), "two_pass": len(graph.graph.node)}
-    onnx.checker.check_model(graph, full_check=True)
-    result["checked"] = True
     del forward
+    weights = sum(len(tensor.raw_data) for tensor in graph.graph.initializer)
 
     images = np.random.default_rng(0).normal(size=(IMAGES, 3, size, size)).astype(np.float32)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        onnx.save(graph, str(path))
+        # A protobuf message ends at 2 GiB.
+        onnx.save(graph, str(path), save_as_external_data=weights > 2**31 - 2**24)
         del graph
+        onnx.checker.check_model(str(path), full_check=True)
+        result["checked"] = True
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -115,7 +120,7 @@ def measure(name: str, size: int, *, engine: bool) -> dict[str, Any]:
         result["engine"] = _engine(build_engine, path) if engine else None
     saliency, plain = (np.concatenate(parts) for parts in zip(*got, strict=True))
 
-    narrow, _ = _autograd(model, torch.from_numpy(images))
+    narrow, _ = _autograd(fold_batchnorm(model), torch.from_numpy(images))
     wide, labels = _autograd(model.double(), torch.from_numpy(images).double())
     result |= _distance(saliency, wide) | {"torch_float32": _distance(narrow, wide)}
     result["labels_equal"] = bool((plain.argmax(1) == labels).all())
@@ -188,7 +193,12 @@ def main() -> None:
     for name in names:
         small = next((size for prefix, size in SMALL.items() if name.startswith(prefix)), 64)
         runs += [(name, size) for size in sorted({small, FULL_SIZE.get(name, small)})]
-    results = []
+    kept = (
+        json.loads(arguments.out.read_text())["results"]
+        if arguments.models and arguments.out.exists()
+        else []
+    )
+    results = [result for result in kept if result["model"] not in names]
     for name, size in runs:
         result = in_its_own_process(name, size, engine=not arguments.no_engines)
         results.append(result)

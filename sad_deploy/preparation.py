@@ -41,6 +41,7 @@ _IMAGENET = InputSpace(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 _IMAGENET_SIDE = 224
 _IMAGENET_RESIZE = 256 / 224
 _INCEPTION_SIDE = 299
+_SMALLEST_PHOTO = 128
 _SAME = "the data's class folders must be the classes the network was trained on"
 
 
@@ -209,9 +210,9 @@ def _preprocessing(recipe: Recipe, data: DataSource, pretrained: Pretrained | No
         return Preprocessing(color=Color.RGB, resize=side, crop=(side, side))
     side = side or (_INCEPTION_SIDE if recipe.model == "inception_v3" else _IMAGENET_SIDE)
     grey = recipe.input_space is not None and len(recipe.input_space[0]) == 1
-    return Preprocessing(
-        color=Color.GRAY if grey else Color.RGB, resize=round(side * _IMAGENET_RESIZE), crop=(side, side)
-    )
+    # The border is cut off photographs, not off small images that were made that size.
+    resize = round(side * _IMAGENET_RESIZE) if side >= _SMALLEST_PHOTO else side
+    return Preprocessing(color=Color.GRAY if grey else Color.RGB, resize=resize, crop=(side, side))
 
 
 def _input_space(

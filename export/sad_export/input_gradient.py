@@ -28,7 +28,8 @@ def unsupported_nodes(model: onnx.ModelProto | str | Path, *, logits: str | None
         GraphError: Not a classifier at all.
     """
     graph = load_classifier(model, logits=logits)
-    return [f"{node.name}: {reason}" for node, reason in without_rule(graph.nodes, graph.image, graph.logits)]
+    missing = without_rule(graph.nodes, graph.image, graph.logits, opset=graph.opset)
+    return [f"{node.name}: {reason}" for node, reason in missing]
 
 
 def input_gradient(
@@ -80,7 +81,7 @@ def append_saliency(
     nodes = graph.nodes
     if graph.logits not in dependents(nodes, at):
         raise GraphError(f"the logits {graph.logits.name!r} do not depend on {at.name!r}")
-    if missing := without_rule(nodes, at, graph.logits):
+    if missing := without_rule(nodes, at, graph.logits, opset=graph.opset):
         listed = "; ".join(f"{node.name}: {reason}" for node, reason in missing[:_NAMED_AT_MOST])
         more = f"; and {len(missing) - _NAMED_AT_MOST} more" if len(missing) > _NAMED_AT_MOST else ""
         raise GraphError(

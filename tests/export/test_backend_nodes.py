@@ -31,7 +31,6 @@ WITHOUT_RULE = {
     "DeformConv": "not in classifiers of the usual zoos, refused by TensorRT",
     "Det": "not in classifiers",
     "GRU": "recurrent",
-    "GatherND": "its index vectors count images too",
     "GridSample": "spatial transformers are not covered",
     "LSTM": "recurrent",
     "LinearAttention": "its body has control flow",

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import onnx_ir as ir
 
-from .emitter import Emitter, Unsupported, shape_of, static
-from .rules import Gradients, attribute, only_first, operand, vjp
+from .emitter import Dim, Emitter, Unsupported, shape_of, static
+from .rules import Gradients, attribute, constant_operand, only_first, operand, vjp
+from .shape import gather_transposed
 
 
 @vjp("GatherElements", inputs=[0])
@@ -32,6 +35,29 @@ def gather_elements(b: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
     chosen = b.op("Or", chosen, b.op("Equal", indices, b.constant(positions - size)))
     spread = b.op("Mul", b.cast(chosen, dy), b.reshape(dy, column))
     return only_first(node, b.reshape(b.reduce("ReduceSum", spread, [axis]), shape_of(x)))
+
+
+@vjp("GatherND", inputs=[0])
+def gather_nd(b: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
+    """y = x[i], constant index vectors over the first axes of x: a Gather over those axes flattened.
+
+    PyTorch's adaptive pools export to it where the windows are unequal.
+    """
+    if attribute(node, "batch_dims", 0):
+        raise Unsupported("it has batch_dims")
+    x = operand(node, 0)
+    indices = constant_operand(node, 1, "indices")
+    assert indices is not None
+    count = indices.shape[-1]
+    leading = [static(n) for n in shape_of(x)[:count]]
+    rest = shape_of(x)[count:]
+    # Everything behind is one column, whatever the batch in it.
+    width: Dim = "rest" if any(isinstance(n, str) for n in rest) else math.prod(static(n) for n in rest)
+    vectors = indices.reshape(-1, count) % leading
+    positions = np.ravel_multi_index(tuple(vectors.T), tuple(leading)).tolist()
+    columns = b.reshape(dy, (len(positions), width))
+    dx = gather_transposed(b, columns, 0, positions, math.prod(leading))
+    return only_first(node, b.reshape(dx, shape_of(x)))
 
 
 @vjp("ScatterElements", "Scatter", inputs=[0, 2])

@@ -49,15 +49,16 @@ def _scales(node: ir.Node, axes: list[int]) -> list[float]:
     given = constant_operand(node, 2, "scales")
     if given is not None and given.size:
         return [float(scale) for scale in given]
+    lengths = [shape_of(operand(node, 0))[axis] for axis in axes]
+    policy = attribute(node, "keep_aspect_ratio_policy", "stretch")
+    if policy == "stretch":
+        # Sizes that name the batch too are computed from its shape; what they come to is the output's.
+        outs = [shape_of(node.outputs[0])[axis] for axis in axes]
+        return [1.0 if m == n else static(m) / static(n) for m, n in zip(outs, lengths, strict=True)]
     sizes = constant_operand(node, 3, "sizes")
     assert sizes is not None
-    lengths = [shape_of(operand(node, 0))[axis] for axis in axes]
-    # A batch that stays as it is, in whatever number the sizes give for it, has scale 1.
-    ratios = [1.0 if isinstance(n, str) else int(m) / n for m, n in zip(sizes, lengths, strict=True)]
-    policy = attribute(node, "keep_aspect_ratio_policy", "stretch")
-    if policy != "stretch":
-        ratios = [min(ratios) if policy == "not_larger" else max(ratios)] * len(ratios)
-    return ratios
+    ratios = [int(m) / static(n) for m, n in zip(sizes, lengths, strict=True)]
+    return [min(ratios) if policy == "not_larger" else max(ratios)] * len(ratios)
 
 
 def _transposed(b: Emitter, matrix: Array, dy: ir.Value, axis: int) -> ir.Value:

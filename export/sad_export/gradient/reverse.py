@@ -56,7 +56,7 @@ def ancestors(nodes: Sequence[ir.Node], outputs: Iterable[ir.Value]) -> set[ir.V
 
 
 def without_rule(
-    nodes: Sequence[ir.Node], target: ir.Value, output: ir.Value, *, opset: int = 18
+    nodes: Sequence[ir.Node], target: ir.Value, output: ir.Value, *, opset: int
 ) -> list[tuple[ir.Node, str]]:
     """All nodes between ``target`` and ``output`` that cannot be differentiated, each with the reason.
 

@@ -56,5 +56,5 @@ def _begin(node: ir.Node, axis: int, rank: int, cropped: int) -> int:
     padding = attribute(node, "output_padding", (0,) * rank)[axis]
     if auto_pad == "NOTSET" and "output_shape" not in node.attributes:
         return int(attribute(node, "pads", (0,) * 2 * rank)[axis])
-    total = cropped + padding
+    total = max(0, cropped + padding)
     return int(total // 2 if auto_pad == "SAME_UPPER" else total - total // 2)

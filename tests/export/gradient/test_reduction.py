@@ -59,7 +59,7 @@ def test_a_product_with_zeros_is_not_divided_by_them(zeros: int) -> None:
 
 def test_a_reduction_over_the_batch_is_refused() -> None:
     graph = graph_of([node("ReduceMax", ["x", "a"])], ["N", 4], {"a": np.array([0])})
-    ((_, reason),) = without_rule(list(graph), graph.inputs[0], graph.outputs[0])
+    ((_, reason),) = without_rule(list(graph), graph.inputs[0], graph.outputs[0], opset=20)
     assert reason.startswith("ReduceMax: it reduces over the batch")
 
 

@@ -28,14 +28,14 @@ def test_all_nodes_without_a_rule_are_listed_with_the_reason() -> None:
         [1, 1, 4, 4],
         {"g": np.zeros((1, 4, 4, 2))},
     )
-    missing = without_rule(list(graph), graph.inputs[0], graph.outputs[0])
+    missing = without_rule(list(graph), graph.inputs[0], graph.outputs[0], opset=20)
     assert [reason for _, reason in missing] == ["no gradient rule for GridSample"]  # Det leads nowhere
 
 
 def test_a_path_through_an_undifferentiated_input_is_refused() -> None:
     """A weight computed from the image: the rule for Conv would silently drop its gradient."""
     graph = graph_of([node("Conv", ["c", "x"])], [2, 1, 3, 3], {"c": np.ones((1, 1, 5, 5))})
-    ((_, reason),) = without_rule(list(graph), graph.inputs[0], graph.outputs[0])
+    ((_, reason),) = without_rule(list(graph), graph.inputs[0], graph.outputs[0], opset=20)
     assert reason == "the rule for Conv does not differentiate input 1"
 
 

@@ -1,0 +1,57 @@
+"""One torchvision classifier with BatchNorm of each family; benchmarks/coverage.py runs them all."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+import torch
+import torchvision
+from differentiate import run
+from models import forward_onnx, randomised
+from test_input_gradient import saliency64
+
+from sad_export import two_pass, unsupported_nodes
+
+FAMILIES = {
+    "resnet18": 64,
+    "resnext50_32x4d": 64,
+    "wide_resnet50_2": 64,
+    "vgg11_bn": 64,
+    "densenet121": 64,
+    "googlenet": 64,
+    "inception_v3": 75,
+    "mobilenet_v2": 64,
+    "mobilenet_v3_small": 64,
+    "mnasnet0_5": 64,
+    "efficientnet_b0": 64,
+    "efficientnet_v2_s": 64,
+    "regnet_x_400mf": 64,
+    "regnet_y_400mf": 64,
+    "shufflenet_v2_x0_5": 64,
+    "maxvit_t": 224,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+def test_two_pass_of_a_torchvision_classifier(name: str) -> None:
+    size = FAMILIES[name]
+    torch.manual_seed(0)
+    auxiliary = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    model = randomised(torchvision.models.get_model(name, weights=None, num_classes=10, **auxiliary))
+    forward = forward_onnx(model, (3, size, size))
+    assert unsupported_nodes(forward) == []
+    graph = two_pass(forward, eta=0.05)
+    onnx.checker.check_model(graph, full_check=True)
+    assert {node.domain for node in graph.graph.node} == {""}
+    batch = 1 if size > 100 else 2
+    x = np.random.default_rng(0).normal(size=(batch, 3, size, size)).astype(np.float32)
+    _, saliency, plain = run(graph, image=x)
+    want_logits, want = saliency64(model, x)
+    assert (plain.argmax(1) == want_logits.argmax(1)).all()
+    a, b = saliency.reshape(batch, -1).astype(np.float64), want.reshape(batch, -1)
+    cosines = (a * b).sum(1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
+    assert cosines.min() >= 0.9999
+    # In float32 a pre-activation near 0 may fall on the other side of its ReLU than in float64.
+    assert (np.linalg.norm(a - b, axis=1) / np.linalg.norm(b, axis=1)).max() <= 1e-2
