@@ -29,6 +29,9 @@ from sad_deploy.to_onnx import to_onnx
 from sad_export import two_pass
 from sad_export.tensorrt import build_engine
 
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# Name → dgrad and target of the two-pass graph.
+FORMS = {"portable": ("auto", "portable"), "cpu": ("auto", "cpu"), "conv": ("conv", "portable")}
 TARGETS = {"cost_ratio": 4.0, "onnx_size_ratio": 1.02, "engine_size_ratio": 1.10}
 
 
@@ -52,7 +55,7 @@ def interleaved(jobs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, fl
 
 
 def measure(
-    name: str, batch: int, rounds: int, dgrads: list[str], engines: bool, folder: Path
+    name: str, batch: int, rounds: int, forms: list[str], engines: bool, folder: Path
 ) -> dict[str, Any]:
     torch.manual_seed(0)
     model = torchvision.models.get_model(name, weights=None).eval()
@@ -61,14 +64,13 @@ def measure(
     onnx.save(forward, str(forward_path))
     paths = {"forward": forward_path}
     build_seconds = {}
-    for dgrad in dgrads:
+    for form in forms:
+        dgrad, target = FORMS[form]
         started = time.process_time()
-        graph = two_pass(
-            forward, eta=0.05, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), dgrad=dgrad
-        )
-        build_seconds[dgrad] = time.process_time() - started
-        paths[dgrad] = folder / f"{name}.{dgrad}.onnx"
-        onnx.save(graph, str(paths[dgrad]))
+        graph = two_pass(forward, eta=0.05, mean=MEAN, std=STD, dgrad=dgrad, target=target)
+        build_seconds[form] = time.process_time() - started
+        paths[form] = folder / f"{name}.{form}.onnx"
+        onnx.save(graph, str(paths[form]))
     images = np.random.default_rng(0).random((batch, 3, 224, 224), dtype=np.float32)
     jobs: dict[str, Callable[[], Any]] = {}
     for key, path in paths.items():
@@ -78,23 +80,23 @@ def measure(
     seconds = interleaved(jobs, rounds)
     result: dict[str, Any] = {"model": name, "batch": batch, "forward_cpu_seconds": seconds["forward"]}
     result["forms"] = {
-        dgrad: {
-            "cpu_seconds": seconds[dgrad],
-            "cost_ratio": seconds[dgrad] / seconds["forward"],
-            "onnx_size_ratio": paths[dgrad].stat().st_size / forward_path.stat().st_size,
-            "two_pass_cpu_seconds": build_seconds[dgrad],
+        form: {
+            "cpu_seconds": seconds[form],
+            "cost_ratio": seconds[form] / seconds["forward"],
+            "onnx_size_ratio": paths[form].stat().st_size / forward_path.stat().st_size,
+            "two_pass_cpu_seconds": build_seconds[form],
         }
-        for dgrad in dgrads
+        for form in forms
     }
     if engines:
         sizes = {
             key: build_engine(path, folder / f"{name}.{key}.plan", flavor="rtx")
             for key, path in paths.items()
         }
-        for dgrad in dgrads:
-            form = result["forms"][dgrad]
-            form["engine_size_ratio"] = sizes[dgrad].bytes / sizes["forward"].bytes
-            form["engine_build_seconds"] = sizes[dgrad].seconds
+        for form in forms:
+            figures = result["forms"][form]
+            figures["engine_size_ratio"] = sizes[form].bytes / sizes["forward"].bytes
+            figures["engine_build_seconds"] = sizes[form].seconds
     return result
 
 
@@ -105,30 +107,28 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["resnet18", "resnet50"])
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--dgrad", nargs="+", default=["auto", "conv"])
+    parser.add_argument("--forms", nargs="+", choices=list(FORMS), default=list(FORMS))
     parser.add_argument("--no-engines", action="store_true")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "cpu_cost.json")
     arguments = parser.parse_args()
     rows = []
-    print(
-        f"{'model':<14}{'dgrad':<16}{'forward s':>10}{'two-pass s':>11}{'ratio':>7}{'onnx':>8}{'engine':>8}"
-    )
+    print(f"{'model':<14}{'form':<16}{'forward s':>10}{'two-pass s':>11}{'ratio':>7}{'onnx':>8}{'engine':>8}")
     for name in arguments.models:
         with tempfile.TemporaryDirectory() as folder:
             row = measure(
                 name,
                 arguments.batch,
                 arguments.rounds,
-                arguments.dgrad,
+                arguments.forms,
                 not arguments.no_engines,
                 Path(folder),
             )
         rows.append(row)
-        for dgrad, form in row["forms"].items():
-            engine = f"{form['engine_size_ratio']:.3f}" if "engine_size_ratio" in form else "–"
+        for form, figures in row["forms"].items():
+            engine = f"{figures['engine_size_ratio']:.3f}" if "engine_size_ratio" in figures else "–"
             print(
-                f"{name:<14}{dgrad:<16}{row['forward_cpu_seconds']:>10.3f}{form['cpu_seconds']:>11.3f}"
-                f"{form['cost_ratio']:>7.2f}{form['onnx_size_ratio']:>8.4f}{engine:>8}"
+                f"{name:<14}{form:<16}{row['forward_cpu_seconds']:>10.3f}{figures['cpu_seconds']:>11.3f}"
+                f"{figures['cost_ratio']:>7.2f}{figures['onnx_size_ratio']:>8.4f}{engine:>8}"
             )
     write_results(arguments.out, {"machine": machine(), "targets": TARGETS, "rows": rows})
 
