@@ -64,7 +64,7 @@ def test_folder_becomes_one_row_an_image(
     assert "6 images in" in written.err
     assert "results: predictions.jsonl" in written.err
     counts = Counter(row["class"] for row in rows())
-    assert all(f"{name} {count}" in written.err for name, count in counts.items())
+    assert all(f"{name}: {count}" in written.err for name, count in counts.items())
 
 
 def test_dash_writes_rows_and_nothing_else_to_stdout(
