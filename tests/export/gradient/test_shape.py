@@ -87,7 +87,7 @@ def test_an_adaptive_pool_with_unequal_windows(size: int) -> None:
     check(nodes, (2, 3, size, size), {"i": np.stack([rows, columns], -1), "a": np.array([3, 5])})
 
 
-def test_scatter_elements_and_nd() -> None:
+def test_scatter_elements_differentiates_data_and_updates() -> None:
     indices = np.zeros((1, 4), dtype=np.int64)
     nodes = [
         node("Sin", ["x"], ["u"]),
