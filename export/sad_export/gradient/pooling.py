@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from .emitter import Emitter, shape_of, static
+from .emitter import Emitter, Unsupported, shape_of, static
 from .rules import Gradients, attribute, operand, vjp
 from .windows import Axis, gather, scatter, taps, window_axes
 
@@ -22,13 +22,15 @@ from .windows import Axis, gather, scatter, taps, window_axes
 _LOWEST = -65504.0
 
 
-@vjp("MaxPool", inputs=[0], refuses=lambda node: _refuse_indices(node))
+@vjp("MaxPool", inputs=[0])
 def max_pool(b: Emitter, node: ir.Node, dy: ir.Value, *_: ir.Value | None) -> Gradients:
     """The first maximum in scan order takes the gradient, as in PyTorch.
 
     Without the operator's Indices, which TensorRT refuses: each tap's input is compared with the maximum,
     and a window that has found its maximum is closed for the taps after it.
     """
+    if len(node.outputs) > 1 and node.outputs[1].uses():
+        raise Unsupported("its Indices output is used")
     x, y = operand(node, 0), node.outputs[0]
     axes = window_axes(node, attribute(node, "kernel_shape", ()))
     read = gather(b, x, axes, fill=_LOWEST)
@@ -43,12 +45,6 @@ def max_pool(b: Emitter, node: ir.Node, dy: ir.Value, *_: ir.Value | None) -> Gr
             # Xor closes: `first` holds only where the window was open.
             open_windows = b.op("Not", first) if open_windows is None else b.op("Xor", open_windows, first)
     return (scatter(b, contributions, axes),)
-
-
-def _refuse_indices(node: ir.Node) -> str | None:
-    if len(node.outputs) > 1 and any(True for _ in node.outputs[1].uses()):
-        return "the Indices output of MaxPool is used"
-    return None
 
 
 @vjp("AveragePool")

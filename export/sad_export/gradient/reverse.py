@@ -87,8 +87,6 @@ def _reason_against(scratch: Emitter, node: ir.Node, carries: Sequence[bool]) ->
         return f"the rule for {node.op_type} does not differentiate input {other[0]}"
     if not registered.quantized and any(_is_integer(node.inputs[i]) for i in reads):
         return f"{node.op_type} of quantised integers"
-    if reason := registered.refuses(node):
-        return reason
     gradients = [
         ir.Value(name=f"d{y.name}", shape=y.shape, type=_type_of_gradient(node, y)) if used else None
         for y, used in zip(node.outputs, carries, strict=True)

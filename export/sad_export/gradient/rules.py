@@ -35,13 +35,11 @@ class Registered:
     Attributes:
         rule: The function.
         inputs: Indices of the inputs it differentiates; ``None`` for all of them.
-        refuses: Given a node, the reason why this rule cannot take it, or ``None``.
         quantized: Whether it also takes quantised integers; their gradient is that of the number meant.
     """
 
     rule: Rule
     inputs: tuple[int, ...] | None
-    refuses: Callable[[ir.Node], str | None]
     quantized: bool = False
 
     def differentiates(self, index: int) -> bool:
@@ -58,7 +56,6 @@ _CONSTANT_OPERATORS: set[str] = set()
 def vjp(
     *op_types: str,
     inputs: Iterable[int] | None = None,
-    refuses: Callable[[ir.Node], str | None] = lambda node: None,
     quantized: bool = False,
 ) -> Callable[[Rule], Rule]:
     """Register a rule for operators of the default ONNX domain.
@@ -67,7 +64,6 @@ def vjp(
         *op_types: Operator names.
         inputs: The inputs that are differentiated, by index; all of them if not given. A graph in which
             the gradient is asked for through another input is refused before any work.
-        refuses: Names the attribute or shape that the rule does not cover, from the node alone.
         quantized: The rule also takes quantised integers: it moves elements, or converts from or to them.
     """
 
@@ -75,7 +71,7 @@ def vjp(
         for op_type in op_types:
             if op_type in _RULES:
                 raise ValueError(f"{op_type} has two gradient rules: {_RULES[op_type].rule} and {rule}")
-            _RULES[op_type] = Registered(rule, None if inputs is None else tuple(inputs), refuses, quantized)
+            _RULES[op_type] = Registered(rule, None if inputs is None else tuple(inputs), quantized)
         return rule
 
     return register
