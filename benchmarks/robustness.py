@@ -76,7 +76,7 @@ def main() -> None:
         model,
         eta=defence.eta,
         normalization=defence.normalization,
-        clip=space.pixel_range if defence.clip else None,
+        clip=defence.bounds(space),
     )
     _, _, test = digits_splits()
     images = torch.from_numpy(test.images[: arguments.images]).float() / 255

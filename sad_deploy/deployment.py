@@ -95,7 +95,7 @@ def export_bundle(
         to_onnx(fold_batchnorm(model), manifest.preprocessing.shape),
         eta=defence.eta,
         normalization=defence.normalization,
-        clip=space.pixel_range if defence.clip else None,
+        clip=defence.bounds(space),
         dgrad=dgrad,
         target=target,
         mean=space.mean,
@@ -144,8 +144,9 @@ def sample_images(bundle: Bundle) -> Array:
 def torch_reference(model: nn.Module, manifest: Manifest, images: Array) -> dict[str, Array]:
     """What PyTorch's unfolded Φ1 says of the images: ``logits``, ``saliency``, ``plain_logits``."""
     defence, space = manifest.defence, manifest.input_space
-    clip = space.pixel_range if defence.clip else None
-    classifier = SADClassifier(model, eta=defence.eta, normalization=defence.normalization, clip=clip)
+    classifier = SADClassifier(
+        model, eta=defence.eta, normalization=defence.normalization, clip=defence.bounds(space)
+    )
     parts = [
         classifier.defend(standardized(torch.from_numpy(images[i : i + _REFERENCE_BATCH]), space))._asdict()
         for i in range(0, len(images), _REFERENCE_BATCH)

@@ -33,7 +33,7 @@ def contradictions(metadata: Mapping[str, str], defence: Defence, space: InputSp
     expected = graph_metadata(
         eta=defence.eta,
         normalization=defence.normalization,
-        clip=space.pixel_range if defence.clip else None,
+        clip=defence.bounds(space),
         mean=space.mean,
         std=space.std,
     )

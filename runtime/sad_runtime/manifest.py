@@ -163,6 +163,10 @@ class Defence:
         if not math.isfinite(self.eta) or self.eta < 0:
             raise BundleError(f"eta must be a finite number of at least 0, got {self.eta}")
 
+    def bounds(self, space: InputSpace) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+        """(low, high) of x + ηS per channel, in the network's input space; ``None`` without a clip."""
+        return space.pixel_range if self.clip else None
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelSource:
