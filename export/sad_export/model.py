@@ -21,7 +21,7 @@ from sad_runtime.errors import UserError
 
 from .gradient.emitter import Dim, shape_of
 from .gradient.rules import is_constant, rule_of
-from .passes import EinsumLettersPass, ExpandFunctionsPass, ShapesPass
+from .passes import EinsumLettersPass, ExpandFunctionsPass, NestedConcatsPass, ShapesPass
 
 MINIMUM_OPSET = 13
 """ReduceSum and Squeeze take their axes as inputs from here on, and so do the gradients."""
@@ -150,6 +150,7 @@ def _normalise(model: ir.Model) -> None:
         common_passes.NameFixPass()(model)
         ShapesPass()(model)
     EinsumLettersPass()(model)
+    NestedConcatsPass()(model)
     common_passes.RemoveUnusedNodesPass()(model)
 
 

@@ -111,14 +111,21 @@ def clip(b: Emitter, node: ir.Node, dy: ir.Value, *_: ir.Value | None) -> Gradie
 
 
 def _clip_blocked(b: Emitter, node: ir.Node, dy: ir.Value) -> ir.Value:
+    """The same in onnxruntime's blocked layout (:mod:`.layout`); the bounds are constants."""
     y = node.outputs[0]
+    low, high = (_number(bound) for bound in (*node.inputs[1:], None, None)[:2])
     dx = b.blocked(dy)
-    for bound, sign in zip(node.inputs[1:], (1.0, -1.0), strict=False):
+    if low == 0 and high is not None and high > 0:
+        return b.op("Mul", dx, b.blocked_inside(y, high))
+    for bound, sign in ((low, 1.0), (high, -1.0)):
         if bound is not None:
-            number = constant_array(bound)
-            assert number is not None, "a bound that depends on the image is wanted"
-            dx = b.op("Mul", dx, b.blocked_step(y, sign, float(number)))
+            dx = b.op("Mul", dx, b.blocked_step(y, sign, bound))
     return dx
+
+
+def _number(bound: ir.Value | None) -> float | None:
+    array = constant_array(bound)
+    return None if array is None else float(array)
 
 
 @vjp("Sigmoid")
@@ -215,12 +222,29 @@ def mish(b: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
 
 @vjp("Swish")
 def swish(b: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
-    """y = x·s with s = σ(αx), so dx = dy · (s + αy·(1 − s))."""
-    x, y = operand(node, 0), node.outputs[0]
+    """y = x·σ(αx), so dx = dy · σ·(1 + α·(x − y))."""
+    x = operand(node, 0)
     alpha = attribute(node, "alpha", 1.0)
     s = b.op("Sigmoid", b.scale(x, alpha))
-    rest = b.op("Mul", b.scale(y, alpha), b.op("Sub", b.like(x, 1.0), s))
-    return (b.op("Mul", dy, b.op("Add", s, rest)),)
+    return (b.op("Mul", dy, slope_of_swish(b, x, s, node.outputs[0], alpha)),)
+
+
+def is_sigmoid_of(s: ir.Value, x: ir.Value) -> bool:
+    """Whether ``s`` is σ(x): before opset 24, exporters write x·σ(x) for Swish."""
+    producer = s.producer()
+    return producer is not None and producer.op_type == "Sigmoid" and producer.inputs[0] is x
+
+
+def slope_of_swish(b: Emitter, x: ir.Value, s: ir.Value, y: ir.Value, alpha: float = 1.0) -> ir.Value:
+    """The derivative of y = x·s with s = σ(αx): s + αx·s·(1 − s) = s·(1 + α·(x − y)).
+
+    Half the operators of the product rule. For a large x, where x − y cancels, y equals x exactly.
+    """
+    if alpha == 1.0 and b.is_blocked(y):
+        rest = b.op("Add", b.blocked_affine(y, -1.0, 1.0), x)
+    else:
+        rest = b.op("Add", b.scale(b.op("Sub", x, y), alpha), b.like(x, 1.0))
+    return b.op("Mul", s, rest)
 
 
 @vjp("Softmax")

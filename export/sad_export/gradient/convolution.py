@@ -1,20 +1,24 @@
 """Conv: y[o] = Σ_j W[j] · x[o·s + j·d − p], so dx = Σ_j W[j]ᵀ · dy[(· + p − j·d) / s], where that is whole.
 
-Two ways of writing it, both with standard operators and a dynamic batch:
+Ways of writing it, all with standard operators and a dynamic batch:
 
 ``convtranspose``  ConvTranspose on the *same* initializer: its layout (M, C/g, kH, kW) is already right, so a
                    TensorRT engine keeps one copy of the weight for both directions.
 ``conv``           Conv on Wᵀ, flipped, at stride 1; for a stride, one small Conv for each phase of the
                    input (:mod:`.windows`), interleaved. Wᵀ is computed in the graph from the same
                    initializer, so the file does not grow; a runtime folds it when it loads the model.
+
+For onnxruntime's CPU a strided depthwise convolution has a third way: dy, spread out with zeros, convolved.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import onnx_ir as ir
 
 from .emitter import Dgrad, Emitter, Target, shape_of, static
@@ -28,30 +32,35 @@ def conv(b: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
     weight = operand(node, 1)
     axes = window_axes(node, [static(n) for n in shape_of(weight)[2:]])
     group = attribute(node, "group", 1)
-    if _lowering(b, axes) is Dgrad.CONVTRANSPOSE:
+    depthwise = group > 1 and static(shape_of(weight)[1]) == 1
+    strided = any(axis.stride > 1 for axis in axes)
+    if depthwise and strided and b.dgrad is Dgrad.AUTO and b.target is Target.CPU:
+        dx = _by_zero_insertion(b, weight, dy, axes, group)
+    elif _lowering(b, axes, depthwise=depthwise) is Dgrad.CONVTRANSPOSE:
         dx = _by_convtranspose(b, node, weight, dy, axes, group)
-    elif all(axis.stride == 1 for axis in axes):
-        dx = _phase(b, weight, dy, axes, group, [list(range(axis.kernel)) for axis in axes], [0] * len(axes))
-    else:
+    elif strided:
         dx = _by_phases(b, weight, dy, axes, group)
+    else:
+        dx = _at_stride_one(b, weight, dy, axes, group)
     return (dx, *[None] * (len(node.inputs) - 1))
 
 
-def _lowering(b: Emitter, axes: Sequence[Axis]) -> Dgrad:
+def _lowering(b: Emitter, axes: Sequence[Axis], *, depthwise: bool) -> Dgrad:
     """The form of one convolution.
 
-    ConvTranspose, because it shares its weight with the forward pass in an engine too, but for a stride with
-    a dilation, which TensorRT refuses. On the CPU Conv is faster, except for a stride, whose phases have to
-    be interleaved (benchmarks/cpu_cost.py).
+    ConvTranspose, because it shares its weight with the forward pass in an engine too, but for
+
+    - a stride with a dilation, which TensorRT refuses;
+    - a depthwise convolution at stride 1: its weight is small, and as a Conv it runs twice as fast in
+      onnxruntime (benchmarks/lowerings.py);
+    - any convolution at stride 1 on the CPU (benchmarks/cpu_cost.py).
     """
     if b.dgrad is not Dgrad.AUTO:
         return b.dgrad
     strided = any(axis.stride > 1 for axis in axes)
-    if strided and any(axis.dilation > 1 for axis in axes):
-        return Dgrad.CONV
-    if b.target is Target.CPU and not strided:
-        return Dgrad.CONV
-    return Dgrad.CONVTRANSPOSE
+    if strided:
+        return Dgrad.CONV if any(axis.dilation > 1 for axis in axes) else Dgrad.CONVTRANSPOSE
+    return Dgrad.CONV if depthwise or b.target is Target.CPU else Dgrad.CONVTRANSPOSE
 
 
 def _by_convtranspose(
@@ -73,6 +82,36 @@ def _by_convtranspose(
         output_padding=[max(0, -end) for end in ends],
         group=group,
     )
+
+
+def _by_zero_insertion(
+    b: Emitter, weight: ir.Value, dy: ir.Value, axes: Sequence[Axis], group: int
+) -> ir.Value:
+    """dy spread out by the stride, with zeros between, convolved at stride 1.
+
+    Most products are with zeros, but a depthwise convolution has few, and it is in the blocked layout again.
+    A 1×1 ConvTranspose is the fastest way to spread (benchmarks/lowerings.py).
+    """
+    outputs = static(shape_of(weight)[0])
+    lengths = [(axis.out - 1) * axis.stride + 1 for axis in axes]
+    spread = b.op(
+        "ConvTranspose",
+        dy,
+        b.like(weight, np.ones((outputs, 1, *[1] * len(axes)))),
+        shape=(*shape_of(dy)[:2], *lengths),
+        kernel_shape=[1] * len(axes),
+        strides=[axis.stride for axis in axes],
+        group=outputs,
+    )
+    dense = [
+        dataclasses.replace(axis, out=length, stride=1) for axis, length in zip(axes, lengths, strict=True)
+    ]
+    return _at_stride_one(b, weight, spread, dense, group)
+
+
+def _at_stride_one(b: Emitter, weight: ir.Value, dy: ir.Value, axes: Sequence[Axis], group: int) -> ir.Value:
+    every_tap = [list(range(axis.kernel)) for axis in axes]
+    return _phase(b, weight, dy, axes, group, every_tap, [0] * len(axes))
 
 
 def _by_phases(b: Emitter, weight: ir.Value, dy: ir.Value, axes: Sequence[Axis], group: int) -> ir.Value:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
+from .activation import is_sigmoid_of, slope_of_swish
 from .emitter import Emitter, Unsupported, shape_of
 from .rules import Gradients, attribute, constant_operand, no_gradient, only_first, operand, vjp
 
@@ -52,9 +53,13 @@ def sub(b: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
 
 @vjp("Mul")
 def mul(b: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
-    """da = dy·b, db = dy·a."""
+    """da = dy·b, db = dy·a; as one function where it is x·σ(x)."""
     x, z = operand(node, 0), operand(node, 1)
-    return _gradients(b, node, lambda: b.op("Mul", dy, z), lambda: b.op("Mul", dy, x))
+    if is_sigmoid_of(z, x):
+        return b.op("Mul", dy, slope_of_swish(b, x, z, node.outputs[0])), None
+    if is_sigmoid_of(x, z):
+        return None, b.op("Mul", dy, slope_of_swish(b, z, x, node.outputs[0]))
+    return _gradients(b, node, lambda: b.times(dy, z), lambda: b.times(dy, x))
 
 
 @vjp("Div")

@@ -178,6 +178,14 @@ class Emitter:
         """``value · factor``, and nothing at all for a factor of one."""
         return value if factor == 1.0 else self.op("Mul", value, self.like(value, factor))
 
+    def times(self, dy: ir.Value, factor: ir.Value) -> ir.Value:
+        """``dy · factor``, where ``factor`` is broadcast; in the blocked layout if it has that."""
+        if self.is_blocked(dy) and self.is_blocked(factor):
+            factor = self.expand(factor, dy)
+        elif shape_of(dy) == shape_of(factor) and self.is_blocked(factor):
+            dy = self.blocked(dy)
+        return self.op("Mul", dy, factor)
+
     def where_positive(self, y: ir.Value, dy: ir.Value) -> ir.Value:
         """``dy · 1[y > 0]`` for y ≥ 0.
 
@@ -201,15 +209,34 @@ class Emitter:
     def blocked_step(self, value: ir.Value, sign: float = 1.0, threshold: float = 0.0) -> ir.Value:
         """1 where sign·(value − threshold) > 0, 0 where it is 0; it is never negative here.
 
-        tanh(2⁹⁰·sign·(value − threshold)): exact, since a power of two rounds nothing, the difference of
-        equal numbers is 0, and tanh is 1 from about 9 on. A difference below 10⁻²⁶ is taken for less.
+        min(2⁹⁰·sign·(value − threshold), 1), in the one form that stays blocked and runs as a single loop: a
+        depthwise 1×1 Conv with its Clip fused in. Exact, since a power of two rounds nothing and the
+        difference of equal numbers is 0; a difference below 10⁻²⁷ is taken for less.
         """
+        return self.blocked_affine(value, sign * 2.0**90, -sign * 2.0**90 * threshold, clip=(0.0, 1.0))
+
+    def blocked_inside(self, value: ir.Value, high: float) -> ir.Value:
+        """1[0 < value < high] for 0 ≤ value ≤ high, by two Convs with their activations fused in.
+
+        A V that falls from ``high`` at 0 to 0 at 2⁻³⁰·high and rises to ``high`` at ``high``, then a step
+        below that. Exact, but a value below 2⁻⁵⁴·high is taken for 0.
+        """
+        shifted = self.blocked_affine(value, 1.0, -(2.0**-30) * high)
+        valley = self.op("LeakyRelu", shifted, alpha=-(2.0**30))
+        return self.blocked_step(valley, -1.0, high)
+
+    def blocked_affine(
+        self, value: ir.Value, slope: float, offset: float, *, clip: tuple[float, float] | None = None
+    ) -> ir.Value:
+        """``slope · value + offset`` by a depthwise 1×1 Conv, clipped if asked to."""
         channels = static(shape_of(value)[1])
-        slope = np.full(channels, sign * 2.0**90, dtype=np.float32)
-        zero, one = self.constant(np.zeros_like(slope)), self.constant(np.ones_like(slope))
-        offset = self.constant(-slope * np.float32(threshold)) if threshold else zero
-        scaled = self.op("BatchNormalization", value, self.constant(slope), offset, zero, one, epsilon=0.0)
-        return self.op("Tanh", scaled)
+        weight = self.constant(np.full((channels, 1, 1, 1), slope, dtype=np.float32))
+        bias = self.constant(np.full(channels, offset, dtype=np.float32)) if offset else None
+        result = self.op("Conv", value, weight, bias, kernel_shape=[1, 1], group=channels)
+        if clip is None:
+            return result
+        low, high = (self.constant(np.asarray(bound, dtype=np.float32)) for bound in clip)
+        return self.op("Clip", result, low, high)
 
     def masked(self, dy: ir.Value, condition: ir.Value) -> ir.Value:
         """``dy`` where a boolean of the same shape holds, else zero."""
@@ -220,18 +247,33 @@ class Emitter:
         dtype = dtype_of(like)
         return value if value.dtype == dtype else self.op("Cast", value, dtype=dtype, to=int(dtype))
 
-    def expand(self, value: ir.Value, shape: Sequence[Dim]) -> ir.Value:
-        """Broadcast to a shape whose symbolic dimensions ``value`` already has.
+    def expand(self, value: ir.Value, like: ir.Value) -> ir.Value:
+        """Broadcast to the shape of ``like``, whose symbolic dimensions ``value`` already has.
 
         A product with ones: unlike ``Expand`` it needs no shape computed from a dynamic batch.
         """
-        have = shape_of(value)
+        have, shape = shape_of(value), shape_of(like)
         if any(m == 1 and isinstance(n, str) for m, n in zip(have, shape, strict=True)):
             raise Unsupported("it sums over the batch, and images are differentiated one by one")
-        ones = [n if isinstance(n, int) and m == 1 else 1 for m, n in zip(have, shape, strict=True)]
-        if all(n == 1 for n in ones):
+        times = [n if isinstance(n, int) and m == 1 else 1 for m, n in zip(have, shape, strict=True)]
+        if all(n == 1 for n in times):
             return value
-        return self.op("Mul", value, self.like(value, np.ones(ones)), shape=shape)
+        if self.is_blocked(like) and times[1] == 1:
+            return self._repeated_in_blocks(self.blocked(value), shape, times)
+        return self.op("Mul", value, self.like(value, np.ones(times)), shape=shape)
+
+    def _repeated_in_blocks(self, value: ir.Value, shape: Sequence[Dim], times: Sequence[int]) -> ir.Value:
+        """A nearest Resize, which stays in the blocked layout, where a product of two shapes does not."""
+        return self.op(
+            "Resize",
+            value,
+            None,
+            self.constant(np.array(times, dtype=np.float32)),
+            shape=shape,
+            mode="nearest",
+            coordinate_transformation_mode="asymmetric",
+            nearest_mode="floor",
+        )
 
     def reshape(self, value: ir.Value, shape: Sequence[Dim]) -> ir.Value:
         """Reshape to a shape with at most one symbolic dimension.
@@ -348,6 +390,9 @@ class Emitter:
         have, want = shape_of(gradient), shape_of(operand)
         extra = len(have) - len(want)
         axes = [*range(extra), *(extra + i for i, n in enumerate(want) if n == 1 and have[extra + i] != 1)]
+        if axes == [2, 3] and self.is_blocked(gradient):
+            height, width = (static(n) for n in have[2:])
+            return self.scale(self.op("GlobalAveragePool", gradient, shape=want), float(height * width))
         if axes:
             gradient = self.reduce("ReduceSum", gradient, axes)
         return self.reshape(gradient, want) if extra else gradient

@@ -4,10 +4,12 @@ onnxruntime runs convolutions on tensors whose channels are stored in blocks (NC
 through the operators in :data:`BLOCKED_OPERATORS`. Any other operator reorders the tensor out, and the next
 convolution reorders it in again. So for this target:
 
-1. a ReLU's mask is written with BatchNorm and Tanh, which onnxruntime turns into one depthwise convolution,
-   not with a comparison;
+1. a mask is written with depthwise 1×1 convolutions, whose Clip or LeakyRelu runs in the same loop, not with
+   a comparison (``Emitter.blocked_step``, ``blocked_inside``);
 2. a gradient that arrives in the plain layout and meets a blocked one is passed through a 1×1 MaxPool: an
-   identity that enters the blocked layout.
+   identity that enters the blocked layout;
+3. what is broadcast over an image is repeated by a nearest Resize, and a sum over the image is a global
+   average pool: squeeze-and-excitation stays blocked.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ BLOCK = 16
 
 # Those that enter the layout by themselves, and those that only keep it, if all their inputs have it.
 _ENTERING = frozenset(("Conv", "MaxPool", "AveragePool"))
-_KEEPING = frozenset(("Add", "Sum", "Mul", "Relu", "Sigmoid", "Tanh", "BatchNormalization", "Clip"))
+_KEEPING = frozenset(
+    ("Add", "Sum", "Mul", "Relu", "LeakyRelu", "Sigmoid", "Tanh", "Clip", "BatchNormalization")
+) | {"GlobalAveragePool", "Resize"}
 BLOCKED_OPERATORS = _ENTERING | _KEEPING
 """onnxruntime's NchwcTransformer, as of 1.31."""
 
@@ -55,16 +59,34 @@ class BlockedLayout:
         node = value.producer()
         if node is None or not could_be_blocked(value):
             return None
+        if node.op_type == "Conv":
+            return [] if _conv_enters(node) else None
         if node.op_type in _ENTERING:
-            # A depthwise or ungrouped convolution with whole blocks; an odd one stays plain.
             return []
         if node.op_type not in _KEEPING:
             return None
         inputs = [v for v in node.inputs if v is not None]
         if node.op_type in ("BatchNormalization", "Clip"):
             inputs = inputs[:1]
+        if node.op_type == "GlobalAveragePool":
+            return inputs[:1]
+        if node.op_type == "Resize":
+            return inputs[:1] if node.attributes.get_string("mode", "nearest") == "nearest" else None
         # Broadcasting leaves the layout.
         return inputs if all(v.shape == value.shape for v in inputs) else None
+
+
+def _conv_enters(node: ir.Node) -> bool:
+    """An ungrouped convolution, a depthwise one, or one with whole blocks in every group."""
+    weight = node.inputs[1]
+    group = node.attributes.get_int("group", 1)
+    if weight is None or weight.shape is None or group == 1:
+        return True
+    outputs, inputs = weight.shape[0], weight.shape[1]
+    if not isinstance(outputs, int) or not isinstance(inputs, int):
+        return False
+    depthwise = inputs == 1 and outputs == group
+    return depthwise or (inputs % BLOCK == 0 and outputs // group % BLOCK == 0)
 
 
 def could_be_blocked(value: ir.Value) -> bool:

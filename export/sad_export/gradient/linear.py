@@ -98,7 +98,7 @@ def einsum(b: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
             shape=[sizes[index] for index in known],
         )
         dx = b.reshape(dx, [sizes[index] if index in known else 1 for index in term])
-        gradients.append(b.expand(dx, shape_of(value)))
+        gradients.append(b.expand(dx, value))
     return tuple(gradients)
 
 

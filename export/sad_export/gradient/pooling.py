@@ -83,4 +83,4 @@ def global_average_pool(b: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
     """dx = dy / (H·W), repeated over the image."""
     x = operand(node, 0)
     size = math.prod(static(n) for n in shape_of(x)[2:])
-    return (b.expand(b.scale(dy, 1.0 / size), shape_of(x)),)
+    return (b.expand(b.scale(dy, 1.0 / size), x),)

@@ -23,7 +23,7 @@ def reduce_mean_or_sum(b: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
     dx = _kept(b, node, dy)
     if node.op_type == "ReduceMean":
         dx = b.scale(dx, 1.0 / math.prod(static(shape_of(x)[axis]) for axis in axes))
-    return only_first(node, b.expand(dx, shape_of(x)))
+    return only_first(node, b.expand(dx, x))
 
 
 @vjp("ReduceMax", "ReduceMin", inputs=[0])
@@ -58,7 +58,7 @@ def reduce_sum_square(b: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
 def reduce_log_sum(b: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
     """y = ln Σx, so dx = dy · e^(−y), repeated."""
     share = b.op("Mul", _kept(b, node, dy), b.op("Exp", b.op("Neg", _kept(b, node, node.outputs[0]))))
-    return only_first(node, b.expand(share, shape_of(operand(node, 0))))
+    return only_first(node, b.expand(share, operand(node, 0)))
 
 
 @vjp("ReduceLogSumExp", inputs=[0])

@@ -5,6 +5,7 @@ May import onnx, onnx-ir and numpy, and the registry of rules.
 
 from .einsum_letters import EinsumLettersPass
 from .expand_functions import ExpandFunctionsPass
+from .nested_concats import NestedConcatsPass
 from .shapes import ShapesPass
 
-__all__ = ["EinsumLettersPass", "ExpandFunctionsPass", "ShapesPass"]
+__all__ = ["EinsumLettersPass", "ExpandFunctionsPass", "NestedConcatsPass", "ShapesPass"]

@@ -122,3 +122,17 @@ def test_activations_after_a_convolution_are_differentiated_from_their_output() 
 def test_gelu_survives_half_precision_overflow() -> None:
     dx = gradient([node("Gelu", approximate="tanh")], np.array([[-300.0, 300.0, 6e4]]), np.ones((1, 3)))
     np.testing.assert_array_equal(dx, [[0, 1, 1]])
+
+
+@pytest.mark.parametrize("order", [["x", "s"], ["s", "x"]])
+def test_x_times_its_sigmoid_is_differentiated_as_one_function(order: list[str]) -> None:
+    nodes = [node("Sigmoid", ["x"], ["s"]), node("Mul", order)]
+    far = np.concatenate([X.ravel(), [-100.0, -20.0, 17.0, 20.0, 1e4]]).reshape(1, -1)
+    assert_equals_autograd(nodes, F.silu, far)
+    backward = gradient_model(forward_model(nodes, ["N", 4])).graph.node[2:]
+    assert [n.op_type for n in backward] == ["Sub", "Add", "Mul", "Mul"]
+
+
+def test_a_sigmoid_that_is_also_used_elsewhere_keeps_its_own_gradient() -> None:
+    nodes = [node("Sigmoid", ["x"], ["s"]), node("Mul", ["x", "s"], ["p"]), node("Add", ["p", "s"])]
+    assert_equals_autograd(nodes, lambda x: F.silu(x) + torch.sigmoid(x), X)

@@ -26,6 +26,11 @@ CASES = {
     "stride_and_coprime_dilation": ((3, 3), (2, 2), (3, 3), (3, 3, 3, 3), 1, (11, 12)),
     "groups": ((3, 3), (1, 1), (1, 1), (1, 1, 1, 1), 2, (6, 5)),
     "depthwise_stride": ((3, 3), (2, 2), (1, 1), (1, 1, 1, 1), 4, (7, 8)),
+    "depthwise": ((3, 3), (1, 1), (1, 1), (1, 1, 1, 1), 4, (6, 7)),
+    "depthwise_stride_asymmetric": ((3, 4), (2, 3), (1, 1), (0, 2, 1, 0), 4, (8, 11)),
+    "depthwise_stride_and_dilation": ((3, 3), (2, 2), (2, 2), (2, 2, 2, 2), 4, (11, 12)),
+    "depthwise_stride_beyond_kernel": ((2, 1), (3, 2), (1, 1), (0, 0, 0, 0), 4, (10, 9)),
+    "depthwise_padding_beyond_kernel": ((2, 2), (2, 2), (1, 1), (3, 2, 2, 3), 4, (6, 7)),
     "whole_image": ((5, 6), (1, 1), (1, 1), (0, 0, 0, 0), 1, (5, 6)),
 }
 
@@ -55,6 +60,25 @@ def test_conv_equals_float64_autograd(case: str, dgrad: str, target: str) -> Non
     ]
     dx = gradient(nodes, x, dy, {"w": w}, dgrad=dgrad, target=target)
     np.testing.assert_allclose(dx, expected.numpy(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("target", "stride", "expected"),
+    [
+        ("portable", 1, {"Conv"}),
+        ("portable", 2, {"Conv", "ConvTranspose"}),
+        ("cpu", 1, {"Conv"}),
+        ("cpu", 2, {"Conv", "ConvTranspose"}),
+    ],
+)
+def test_depthwise_lowering(target: str, stride: int, expected: set[str]) -> None:
+    conv = node("Conv", ["x", "w"], strides=[stride, stride], group=16)
+    forward = forward_model([conv], ["N", 16, 8, 8], {"w": RNG.normal(size=(16, 1, 3, 3))})
+    graph = gradient_model(forward, target=target).graph
+    assert {n.op_type for n in graph.node if "Conv" in n.op_type} == expected
+    spread = [n for n in graph.node if n.op_type == "ConvTranspose"]
+    kernels = [list(a.ints) for n in spread for a in n.attribute if a.name == "kernel_shape"]
+    assert kernels == ([] if stride == 1 else [[1, 1]] if target == "cpu" else [[3, 3]])
 
 
 @pytest.mark.parametrize("dgrad", ["convtranspose", "conv"])

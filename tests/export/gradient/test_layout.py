@@ -18,6 +18,7 @@ from sad_export import two_pass
 
 RNG = np.random.default_rng(5)
 KERNEL = {"w": RNG.normal(size=(16, 16, 3, 3)) / 5}
+BLOCKED = "com.microsoft.nchwc"
 CONV = node("Conv", ["x", "w"], ["a"], pads=[1, 1, 1, 1])
 
 
@@ -42,14 +43,18 @@ def blocked_net() -> nn.Module:
     return randomised(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5)))
 
 
-def reorders(model: onnx.ModelProto, folder: Path) -> int:
-    """Reorders between layouts in what onnxruntime makes of a graph."""
+def optimised(model: onnx.ModelProto, folder: Path) -> Counter[tuple[str, str]]:
+    """(domain, operator) of what onnxruntime makes of a graph; the blocked layout has a domain of its own."""
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(folder / "optimised.onnx")
     options.log_severity_level = 3
     onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    operators = Counter(n.op_type for n in onnx.load(str(folder / "optimised.onnx")).graph.node)
-    return operators["ReorderInput"] + operators["ReorderOutput"]
+    return Counter((n.domain, n.op_type) for n in onnx.load(str(folder / "optimised.onnx")).graph.node)
+
+
+def reorders(model: onnx.ModelProto, folder: Path) -> int:
+    operators = optimised(model, folder)
+    return operators[BLOCKED, "ReorderInput"] + operators[BLOCKED, "ReorderOutput"]
 
 
 @pytest.mark.parametrize("activation", [["Relu"], ["Clip", "low", "high"]], ids=["Relu", "ReLU6"])
@@ -73,10 +78,64 @@ def test_a_blocked_mask_is_zero_at_the_kink_and_one_right_above() -> None:
     np.testing.assert_array_equal(dx[0, 0, 0], [0, 0, 0, 1, 1, 1])
 
 
+def test_a_blocked_relu6_mask_is_zero_at_both_kinks_and_one_between() -> None:
+    nodes = [node("Conv", ["x", "w"], ["a"]), node("Clip", ["a", "low", "high"])]
+    below_six = np.nextafter(np.float32(6), np.float32(0))
+    x = np.zeros((1, 16, 1, 8))
+    x[..., :] = [-1.0, 0.0, 1e-15, 1e-7, 3.0, below_six, 6.0, 1e10]
+    constants = {"w": np.eye(16).reshape(16, 16, 1, 1), "low": np.array(0.0), "high": np.array(6.0)}
+    dx = gradient(nodes, x, np.ones_like(x), constants, target="cpu")
+    np.testing.assert_array_equal(dx[0, 0, 0], [0, 0, 1, 1, 1, 1, 0, 0])
+
+
+def test_a_blocked_clip_to_other_bounds_is_the_same() -> None:
+    nodes = [CONV, node("Clip", ["a", "low", "high"], ["r"]), node("Conv", ["r", "w"], ["y"], pads=[1] * 4)]
+    check(nodes, (2, 16, 6, 6), {**KERNEL, "low": np.array(-0.3), "high": np.array(0.5)}, target="cpu")
+
+
+class SqueezeExcitation(nn.Module):
+    """As in EfficientNet: Swish, a strided depthwise convolution, and channels weighted by their means."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, padding=1)
+        self.depthwise = nn.Conv2d(16, 16, 3, stride=2, padding=1, groups=16)
+        self.squeeze, self.excite = nn.Conv2d(16, 16, 1), nn.Conv2d(16, 16, 1)
+        self.head = nn.Sequential(
+            nn.Conv2d(16, 16, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5)
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = nn.functional.silu(self.depthwise(nn.functional.silu(self.stem(x))))
+        gate = nn.functional.silu(self.squeeze(x.mean((2, 3), keepdim=True)))
+        return torch.as_tensor(self.head(x * torch.sigmoid(self.excite(gate))))
+
+
+def test_squeeze_and_excitation_stays_blocked(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    forward = forward_onnx(SqueezeExcitation().eval(), (3, 12, 12))
+    portable, cpu = (two_pass(forward, eta=0.3, target=target) for target in ("portable", "cpu"))
+    operators = optimised(cpu, tmp_path)
+    # The gradients of both means and the gate are repeated, the gate's gradient is summed: all in blocks.
+    assert operators[BLOCKED, "Upsample"] == 3
+    assert operators["", "Resize"] == 0
+    pool = (BLOCKED, "GlobalAveragePool")
+    assert operators[pool] == optimised(portable, tmp_path)[pool] + 1
+    image = RNG.normal(size=(3, 3, 12, 12)).astype(np.float32)
+    for a, b in zip(run(cpu, image=image), run(portable, image=image), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
 def test_an_odd_number_of_channels_stays_in_the_plain_form() -> None:
     w = {"w": RNG.normal(size=(5, 5, 3, 3))}
     forward = forward_model([CONV, node("Relu", ["a"])], ["N", 5, 6, 6], w)
-    assert "Tanh" not in {n.op_type for n in gradient_model(forward, target="cpu").graph.node}
+    assert "Clip" not in {n.op_type for n in gradient_model(forward, target="cpu").graph.node}
+
+
+def test_a_grouped_convolution_without_whole_blocks_stays_in_the_plain_form() -> None:
+    conv = node("Conv", ["x", "w"], ["a"], pads=[1, 1, 1, 1], group=2)
+    forward = forward_model([conv, node("Relu", ["a"])], ["N", 16, 6, 6], {"w": KERNEL["w"][:, :8]})
+    assert "Clip" not in {n.op_type for n in gradient_model(forward, target="cpu").graph.node}
 
 
 def test_the_whole_backward_of_a_residual_net_stays_blocked(tmp_path: Path) -> None:
