@@ -18,12 +18,12 @@ import itertools
 import math
 from collections.abc import Sequence
 
-import numpy as np
 import onnx_ir as ir
 
 from .emitter import Dgrad, Emitter, Target, shape_of, static
+from .layout import could_be_blocked
 from .rules import Gradients, attribute, operand, vjp
-from .windows import Axis, Tap, interleave, window_axes
+from .windows import Axis, Tap, interleave, spread, spreads, window_axes
 
 
 @vjp("Conv", inputs=[0])
@@ -34,9 +34,9 @@ def conv(b: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
     group = attribute(node, "group", 1)
     depthwise = group > 1 and static(shape_of(weight)[1]) == 1
     strided = any(axis.stride > 1 for axis in axes)
-    if depthwise and strided and b.dgrad is Dgrad.AUTO and b.target is Target.CPU:
+    if depthwise and strided and spreads(b):
         dx = _by_zero_insertion(b, weight, dy, axes, group)
-    elif _lowering(b, axes, depthwise=depthwise) is Dgrad.CONVTRANSPOSE:
+    elif _lowering(b, node, axes, depthwise=depthwise) is Dgrad.CONVTRANSPOSE:
         dx = _by_convtranspose(b, node, weight, dy, axes, group)
     elif strided:
         dx = _by_phases(b, weight, dy, axes, group)
@@ -45,7 +45,7 @@ def conv(b: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
     return (dx, *[None] * (len(node.inputs) - 1))
 
 
-def _lowering(b: Emitter, axes: Sequence[Axis], *, depthwise: bool) -> Dgrad:
+def _lowering(b: Emitter, node: ir.Node, axes: Sequence[Axis], *, depthwise: bool) -> Dgrad:
     """The form of one convolution.
 
     ConvTranspose, because it shares its weight with the forward pass in an engine too, but for
@@ -53,14 +53,18 @@ def _lowering(b: Emitter, axes: Sequence[Axis], *, depthwise: bool) -> Dgrad:
     - a stride with a dilation, which TensorRT refuses;
     - a depthwise convolution at stride 1: its weight is small, and as a Conv it runs twice as fast in
       onnxruntime (benchmarks/lowerings.py);
-    - any convolution at stride 1 on the CPU (benchmarks/cpu_cost.py).
+    - the CPU, unless a stride meets an image of few channels, whose phases would be blocks of mostly padding
+      (benchmarks/cpu_cost.py).
     """
     if b.dgrad is not Dgrad.AUTO:
         return b.dgrad
     strided = any(axis.stride > 1 for axis in axes)
-    if strided:
-        return Dgrad.CONV if any(axis.dilation > 1 for axis in axes) else Dgrad.CONVTRANSPOSE
-    return Dgrad.CONV if depthwise or b.target is Target.CPU else Dgrad.CONVTRANSPOSE
+    if strided and any(axis.dilation > 1 for axis in axes):
+        return Dgrad.CONV
+    if b.target is Target.CPU:
+        few_channels = not could_be_blocked(operand(node, 0))
+        return Dgrad.CONVTRANSPOSE if strided and few_channels else Dgrad.CONV
+    return Dgrad.CONV if depthwise and not strided else Dgrad.CONVTRANSPOSE
 
 
 def _by_convtranspose(
@@ -90,23 +94,13 @@ def _by_zero_insertion(
     """dy spread out by the stride, with zeros between, convolved at stride 1.
 
     Most products are with zeros, but a depthwise convolution has few, and it is in the blocked layout again.
-    A 1×1 ConvTranspose is the fastest way to spread (benchmarks/lowerings.py).
     """
-    outputs = static(shape_of(weight)[0])
-    lengths = [(axis.out - 1) * axis.stride + 1 for axis in axes]
-    spread = b.op(
-        "ConvTranspose",
-        dy,
-        b.like(weight, np.ones((outputs, 1, *[1] * len(axes)))),
-        shape=(*shape_of(dy)[:2], *lengths),
-        kernel_shape=[1] * len(axes),
-        strides=[axis.stride for axis in axes],
-        group=outputs,
-    )
+    spread_out = spread(b, dy, axes)
+    lengths = [static(n) for n in shape_of(spread_out)[2:]]
     dense = [
         dataclasses.replace(axis, out=length, stride=1) for axis, length in zip(axes, lengths, strict=True)
     ]
-    return _at_stride_one(b, weight, spread, dense, group)
+    return _at_stride_one(b, weight, spread_out, dense, group)
 
 
 def _at_stride_one(b: Emitter, weight: ir.Value, dy: ir.Value, axes: Sequence[Axis], group: int) -> ir.Value:

@@ -201,9 +201,15 @@ class Emitter:
         return self.target is Target.CPU and self._layout.holds(value)
 
     def blocked(self, value: ir.Value) -> ir.Value:
-        """``value``, brought into the blocked layout if it can be there: a 1×1 MaxPool is the identity."""
+        """``value``, brought into the blocked layout if it can be there: a 1×1 MaxPool is the identity.
+
+        After a Pad it is a Conv: onnxruntime merges padding into what reads it, and a 1×1 pool takes none.
+        """
         if self.is_blocked(value) or not could_be_blocked(value):
             return value
+        producer = value.producer()
+        if producer is not None and producer.op_type == "Pad":
+            return self.blocked_affine(value, 1.0, 0.0)
         return self.op("MaxPool", value, kernel_shape=[1, 1])
 
     def blocked_step(self, value: ir.Value, sign: float = 1.0, threshold: float = 0.0) -> ir.Value:

@@ -111,6 +111,26 @@ class SqueezeExcitation(nn.Module):
         return torch.as_tensor(self.head(x * torch.sigmoid(self.excite(gate))))
 
 
+def test_a_padded_gradient_enters_the_layout_by_a_convolution() -> None:
+    """onnxruntime would merge the padding into a 1×1 MaxPool, and refuse the graph."""
+    nodes = [CONV, node("Relu", ["a"], ["r"]), node("Slice", ["r", "one", "five", "axis"], ["y"])]
+    constants = {**KERNEL, "one": np.array([1]), "five": np.array([5]), "axis": np.array([2])}
+    check(nodes, (2, 16, 6, 6), constants, target="cpu")
+
+
+@pytest.mark.parametrize("size", [8, 9])
+def test_strided_convolutions_in_whole_blocks(size: int) -> None:
+    w = {"w": RNG.normal(size=(16, 16, 3, 3)) / 5, "v": RNG.normal(size=(16, 16, 1, 1))}
+    nodes = [
+        node("Conv", ["x", "w"], ["a"], strides=[2, 2], pads=[1] * 4),
+        node("Conv", ["x", "v"], ["b"], strides=[2, 2]),
+        node("Add", ["a", "b"]),
+    ]
+    check(nodes, (2, 16, size, size), w, target="cpu")
+    backward = gradient_model(forward_model(nodes, ["N", 16, size, size], w), target="cpu").graph.node
+    assert [n.op_type for n in backward if n.op_type == "ConvTranspose"] == ["ConvTranspose"]  # of the 1×1
+
+
 def test_squeeze_and_excitation_stays_blocked(tmp_path: Path) -> None:
     torch.manual_seed(0)
     forward = forward_onnx(SqueezeExcitation().eval(), (3, 12, 12))
