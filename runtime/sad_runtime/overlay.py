@@ -12,6 +12,7 @@ import hashlib
 import os
 import secrets
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,9 +24,14 @@ from .sources import absolute
 MIN_SIDE = 224
 """Pixels that the shorter side of each half has at least."""
 
+INTENSITY = 0.75
+"""How much of the colour covers the grey image, unless told otherwise."""
+
 _SATURATION_PERCENTILE = 99
-_OPACITY = 0.75
+_GAP = 8
 _LONGEST_NAME_BYTES = 240
+# zlib's Z_RLE. Measured on a 224² photograph against the usual strategy: 0.7 of the time, 0.95 of the bytes.
+_RUN_LENGTHS = 3
 # Rows of the matrices of B. Ottosson, "A perceptual color space for image processing" (2020).
 _OKLAB_TO_LMS = (
     (1.0, 0.3963377774, 0.2158037573),
@@ -68,35 +74,52 @@ def magnitude(saliency: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
     return np.asarray(np.minimum(largest / scale, 1.0))
 
 
-def render(image: npt.NDArray[np.float32], saliency: npt.NDArray[np.float32]) -> Image.Image:
-    """Image and saliency overlay, side by side.
+def picture(image: npt.NDArray[np.floating[Any]]) -> Image.Image:
+    """(C, H, W) in [0, 1], C 1 or 3, as an RGB picture; values outside show as the nearest inside."""
+    pixels = np.broadcast_to(np.round(np.clip(image, 0, 1) * 255).astype(np.uint8), (3, *image.shape[1:]))
+    return Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+
+
+def overlay(
+    image: npt.NDArray[np.float32], saliency: npt.NDArray[np.float32], intensity: float = INTENSITY
+) -> Image.Image:
+    """The saliency in colour over the image in grey, as large as the input.
 
     Args:
         image: (C, H, W) in [0, 1], C 1 or 3: what the graph was given.
         saliency: (C, H, W), S.
+        intensity: From 0, the grey image alone, to 1, the colours alone.
+
+    Returns:
+        An RGB picture.
+    """
+    # Pillow mixes in 8 bits: a fiftieth of the time that numpy takes in floats.
+    colors = Image.fromarray(np.round(magnitude(saliency) * 255).astype(np.uint8))
+    colors.putpalette(color_map().tobytes())
+    return Image.blend(picture(image).convert("L").convert("RGB"), colors.convert("RGB"), intensity)
+
+
+def render(
+    image: npt.NDArray[np.float32], saliency: npt.NDArray[np.float32], intensity: float = INTENSITY
+) -> Image.Image:
+    """Image and saliency overlay, side by side.
+
+    Args:
+        image: See :func:`overlay`.
+        saliency: See :func:`overlay`.
+        intensity: See :func:`overlay`.
 
     Returns:
         An RGB picture; each half is the input enlarged by a whole factor, nearest neighbour, until its
         shorter side has at least 224 pixels.
     """
     height, width = image.shape[1:]
-    pixels = np.round(np.broadcast_to(image, (3, height, width)) * 255).astype(np.uint8).transpose(1, 2, 0)
-    grey = np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).convert("L"), dtype=np.float64)[..., None]
-    shown = magnitude(saliency)
-    colors = color_map()[np.round(shown * 255).astype(np.uint8)]
-    overlay = np.round((1 - _OPACITY) * grey + _OPACITY * colors).astype(np.uint8)
     factor = -(-MIN_SIDE // min(height, width))
-    halves = [
-        Image.fromarray(np.ascontiguousarray(half)).resize(
-            (width * factor, height * factor), Image.Resampling.NEAREST
-        )
-        for half in (pixels, overlay)
-    ]
-    gap = 8
-    picture = Image.new("RGB", (2 * width * factor + gap, height * factor), "white")
-    picture.paste(halves[0], (0, 0))
-    picture.paste(halves[1], (width * factor + gap, 0))
-    return picture
+    size = (width * factor, height * factor)
+    both = Image.new("RGB", (2 * size[0] + _GAP, size[1]), "white")
+    for half, left in ((picture(image), 0), (overlay(image, saliency, intensity), size[0] + _GAP)):
+        both.paste(half.resize(size, Image.Resampling.NEAREST) if factor > 1 else half, (left, 0))
+    return both
 
 
 class OverlayWriter:
@@ -104,39 +127,45 @@ class OverlayWriter:
 
     Args:
         folder: Where; made when needed.
-        base: Folder (absolute) to which the images' paths are taken relative; see
-            :class:`~sad_runtime.sources.Images`.
+        base: Folder (absolute) to which the images' names are taken relative: the one that holds all sources.
+        intensity: How much of the colour covers the grey image, from 0 to 1.
 
     Raises:
-        UserError: The folder cannot be made.
+        UserError: The folder cannot be made, or the intensity is out of range.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], base: Path) -> None:
+    def __init__(self, folder: str | os.PathLike[str], base: Path, *, intensity: float = INTENSITY) -> None:
+        if not 0 <= intensity <= 1:
+            raise UserError(f"the intensity of overlays must be from 0 to 1, got {intensity}")
         self.folder = Path(folder)
         self.base = base
+        self.intensity = intensity
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"cannot write overlays to {folder}: {error.strerror}") from error
 
-    def path(self, image: Path) -> Path:
+    def path(self, name: str | os.PathLike[str]) -> Path:
         """Where the overlay of an image goes: ``a/b.jpg`` → ``FOLDER/a/b.jpg.png``; no two images share one.
 
         Raises:
             ValueError: The image does not lie under the base.
         """
-        relative = absolute(image).relative_to(self.base)
-        name = os.fsencode(relative.name)
-        if len(name) > _LONGEST_NAME_BYTES:
-            short = os.fsdecode(name[: _LONGEST_NAME_BYTES - 20])
-            return self.folder / relative.parent / f"{short}~{hashlib.sha256(name).hexdigest()[:16]}.png"
-        return self.folder / relative.parent / f"{relative.name}.png"
+        relative = absolute(name).relative_to(self.base)
+        # Archives hold names that no file system takes, so each part may be too long.
+        parents = [_shortened(part) for part in relative.parts[:-1]]
+        return self.folder.joinpath(*parents, f"{_shortened(relative.name)}.png")
 
-    def write(self, path: Path, image: npt.NDArray[np.float32], saliency: npt.NDArray[np.float32]) -> Path:
+    def write(
+        self,
+        name: str | os.PathLike[str],
+        image: npt.NDArray[np.float32],
+        saliency: npt.NDArray[np.float32],
+    ) -> Path:
         """Render and write one overlay, whole or not at all.
 
         Args:
-            path: The image's file.
+            name: The image as the user would write it: a path, or a path inside an archive.
             image: See :func:`render`.
             saliency: See :func:`render`.
 
@@ -146,12 +175,13 @@ class OverlayWriter:
         Raises:
             UserError: It cannot be written.
         """
-        target = self.path(path)
+        target = self.path(name)
         temporary = target.with_name(f".{secrets.token_hex(8)}.partial")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             try:
-                render(image, saliency).save(temporary, "PNG", compress_level=1)
+                rendered = render(image, saliency, self.intensity)
+                rendered.save(temporary, "PNG", compress_level=1, compress_type=_RUN_LENGTHS)
                 temporary.replace(target)
             finally:
                 temporary.unlink(missing_ok=True)
@@ -159,3 +189,11 @@ class OverlayWriter:
             reason = "no room on the disk" if error.errno == errno.ENOSPC else error.strerror or str(error)
             raise UserError(f"cannot write the overlay {target}: {reason}") from error
         return target
+
+
+def _shortened(part: str) -> str:
+    """One part of a path, cut where it would be too long, with a hash that keeps it apart from others."""
+    name = os.fsencode(part)
+    if len(name) <= _LONGEST_NAME_BYTES:
+        return part
+    return f"{os.fsdecode(name[: _LONGEST_NAME_BYTES - 20])}~{hashlib.sha256(name).hexdigest()[:16]}"

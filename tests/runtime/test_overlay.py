@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from sad_runtime.errors import UserError
-from sad_runtime.overlay import OverlayWriter, color_map, magnitude, render
+from sad_runtime.overlay import OverlayWriter, color_map, magnitude, overlay, render
 from sad_runtime.sources import find_images
 
 
@@ -82,6 +82,38 @@ def test_salient_pixels_are_brighter() -> None:
     picture = np.asarray(render(np.full((3, 8, 8), 0.5, np.float32), saliency).convert("L")).astype(int)
     overlay = picture[:, 232:]
     assert overlay[:, 112:].min() > overlay[:, :112].max() + 80
+
+
+def test_intensity_goes_from_the_grey_image_to_the_colours_alone() -> None:
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (3, 9, 9)).astype(np.float32) / 255
+    saliency = rng.normal(size=(3, 9, 9)).astype(np.float32)
+    grey = np.asarray(overlay(image, saliency, 0.0))
+    assert (grey == grey[..., :1]).all()
+    colors = color_map()[np.round(magnitude(saliency) * 255).astype(np.uint8)]
+    np.testing.assert_array_equal(np.asarray(overlay(image, saliency, 1.0)), colors)
+    middle = np.asarray(overlay(image, saliency, 0.5)).astype(int)
+    assert abs(middle - (grey.astype(int) + colors) / 2).max() <= 1
+
+
+@pytest.mark.parametrize("intensity", [-0.1, 1.5, float("nan")])
+def test_intensity_out_of_range_is_one_line(tmp_path: Path, intensity: float) -> None:
+    with pytest.raises(UserError, match="must be from 0 to 1, got"):
+        OverlayWriter(tmp_path, tmp_path, intensity=intensity)
+
+
+def test_overlay_of_a_member_of_an_archive_lies_under_the_archive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    writer = OverlayWriter("out", tmp_path / "in", intensity=1)
+    zeros = np.zeros((1, 8, 8), np.float32)
+    long = "é" * 200
+    names = ["in/photos.zip/a/b.jpg", f"in/photos.zip/{long}/b.jpg", f"in/photos.zip/{long}x/b.jpg"]
+    written = [writer.write(name, zeros, zeros) for name in names]
+    assert written[0] == Path("out/photos.zip/a/b.jpg.png")
+    assert len(set(written)) == 3
+    assert all(path.exists() for path in written)
 
 
 def test_overlays_mirror_the_sources_and_never_collide(

@@ -1,0 +1,124 @@
+"""``with Report("report.html", manifest) as report``: pictures while the run goes on, the page at its end."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import secrets
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import UserError
+from ..manifest import Manifest
+from .journal import entries
+from .listing import LISTED_ROWS, Listing
+from .page import write_page
+from .pictures import strip
+from .sample import Sample
+from .summary import Run
+from .tally import tally
+
+
+class Report:
+    """Builds the page of one run. A context manager: leaving it without :meth:`finish` keeps the pictures.
+
+    Args:
+        path: The page to write. Until it is, pictures lie in ``PATH.pictures`` beside it.
+        manifest: Of the bundle that runs.
+        thumbnails: How many images keep their pictures at most.
+        resume: Whether the pictures of an interrupted run of the same bundle are gone on with.
+
+    Raises:
+        UserError: The page's folder cannot be written to.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        manifest: Manifest,
+        *,
+        thumbnails: int = 2000,
+        resume: bool = True,
+    ) -> None:
+        self.path = Path(path)
+        self.manifest = manifest
+        if self.path.is_dir():
+            raise UserError(
+                f"{path} is a folder; the report is a file", hint=f"name it {self.path / 'report.html'}"
+            )
+        self._identity = hashlib.blake2b(manifest.to_json().encode(), digest_size=16).digest()
+        self._sample = Sample(
+            self.path.with_name(self.path.name + ".pictures"),
+            identity=self._identity,
+            size=thumbnails,
+            resume=resume,
+        )
+
+    def write(self, name: str, image: npt.NDArray[np.float32], saliency: npt.NDArray[np.float32]) -> None:
+        """Offer one image's pictures, drawn only if they are kept. May be called from several threads.
+
+        Args:
+            name: The image, as its row's ``path`` has it.
+            image: (C, H, W) float32 in [0, 1]: what the graph was given.
+            saliency: (C, H, W), S.
+
+        Raises:
+            UserError: The pictures cannot be written.
+        """
+        if self._sample.wants(name):
+            self._sample.add(name, strip(image, saliency, self.manifest))
+
+    def finish(self, journal: Path, *, seconds: float, backend: str, processed: int | None = None) -> Path:
+        """Write the page, whole or not at all, and remove the pictures beside it.
+
+        The journal is read twice, row by row. Memory grows with the rows that are listed, of which there are
+        at most 100,000; the counts are of all rows.
+
+        Args:
+            journal: The run's JSON Lines, every image once.
+            seconds: How long the run took.
+            backend: Where it ran.
+            processed: Images that took those seconds, where earlier ones were resumed; by default all.
+
+        Returns:
+            The page.
+
+        Raises:
+            UserError: The journal cannot be read or the page not written; the pictures are kept.
+        """
+        num_classes = len(self.manifest.classes)
+        counts = tally(entries(journal, num_classes), self._sample, self._sample.lacks)
+        listing = Listing(entries(journal, num_classes), counts, self._sample, limit=LISTED_ROWS)
+        run = Run(backend, seconds, counts.images if processed is None else processed)
+        temporary = self.path.with_name(f".{secrets.token_hex(8)}.partial")
+        try:
+            try:
+                with temporary.open("w", encoding="utf-8", newline="\n") as file:
+                    write_page(
+                        file, self.manifest, self._identity.hex()[:8], run, counts, listing, self._sample
+                    )
+                temporary.replace(self.path)
+            finally:
+                temporary.unlink(missing_ok=True)
+        except OSError as error:
+            reason = "no room on the disk" if error.errno == errno.ENOSPC else error.strerror or str(error)
+            raise UserError(f"cannot write the report {self.path}: {reason}") from error
+        self._sample.remove()
+        return self.path
+
+    def close(self) -> None:
+        """Close the pictures and leave them for a resumed run. May be called twice."""
+        self._sample.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
