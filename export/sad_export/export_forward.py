@@ -15,7 +15,7 @@ from sad_runtime.backends.tensorrt import Flavor
 from sad_runtime.errors import ImageError, UserError
 from sad_runtime.manifest import Color, Normalization, Preprocessing
 from sad_runtime.preprocess import load
-from sad_runtime.sources import find_images
+from sad_runtime.sources import open_sources
 
 from .model import GraphError
 from .tensorrt import EngineInfo, build_engine
@@ -135,13 +135,14 @@ def _real(folder: Path, channels: int, height: int, width: int) -> Array:
     color = Color.RGB if channels == 3 else Color.GRAY
     preprocessing = Preprocessing(color=color, resize=(height, width), crop=(height, width))
     read: list[Array] = []
-    for path in find_images([str(folder)]).paths:
-        try:
-            read.append(load(path, preprocessing))
-        except ImageError:
-            continue
-        if len(read) == IMAGES_VERIFIED:
-            break
+    with open_sources([folder]) as sources:
+        for item in sources:
+            try:
+                read.append(load(item, preprocessing).pixels)
+            except ImageError:
+                continue
+            if len(read) == IMAGES_VERIFIED:
+                break
     if not read:
         raise UserError(f"no image in {folder} can be read")
     return np.stack(read)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .manifest import Manifest
     from .pipeline import classify
     from .results import Row
-    from .sources import find_images
+    from .sources import Shard, open_sources
 
 _HOMES = {
     "BackendError": "errors",
@@ -33,7 +33,8 @@ _HOMES = {
     "UserError": "errors",
     "check_destination": "bundle",
     "classify": "pipeline",
-    "find_images": "sources",
+    "Shard": "sources",
+    "open_sources": "sources",
     "write_bundle": "bundle",
 }
 
@@ -47,11 +48,12 @@ __all__ = [
     "Manifest",
     "Prediction",
     "Row",
+    "Shard",
     "UserError",
     "__version__",
     "check_destination",
     "classify",
-    "find_images",
+    "open_sources",
     "write_bundle",
 ]
 

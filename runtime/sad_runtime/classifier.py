@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Generator, Iterable, Sequence
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,11 @@ from .backends.protocol import LOGITS, PLAIN_LOGITS, SALIENCY
 from .bundle import Bundle
 from .errors import BundleError, UserError
 from .manifest import Manifest
+
+if TYPE_CHECKING:
+    from .pipeline import Pictures
+    from .results.row import Row
+    from .sources import Item
 
 OUTPUTS = (LOGITS, SALIENCY, PLAIN_LOGITS)
 """What :meth:`Classifier.predict` can return."""
@@ -97,6 +103,62 @@ class Classifier:
     def backend_name(self) -> str:
         """``cpu``, ``cuda``, ``tensorrt`` or ``rtx``."""
         return self.backend.name
+
+    def stream(
+        self,
+        sources: str | os.PathLike[str] | Iterable[Item | str | os.PathLike[str]],
+        *,
+        batch_size: int = 32,
+        workers: int | None = None,
+        top_k: int = 5,
+        logits: bool = False,
+        saliency_stats: bool = False,
+        fast_decode: bool = False,
+        pictures: Sequence[Pictures] = (),
+    ) -> Generator[Row, None, None]:
+        """Classify image files as ``sad-deploy infer`` does: in batches, decoded in threads, in order.
+
+        ``for row in classifier.stream("photos/"): print(row.path, row.class_name)``. Memory is bounded,
+        however many images there are. Closing the iterator, or leaving it to be collected, ends the threads.
+        The classifier must not be used otherwise meanwhile.
+
+        Args:
+            sources: One folder, file, pattern, list or archive as the command line takes it; or an iterable,
+                endless if it likes, of image files' paths or of the items of
+                :func:`~sad_runtime.sources.open_sources`.
+            batch_size: Consecutive images given to the backend at once.
+            workers: Decoding threads; by default the cores this process may use.
+            top_k: Classes in each ranking.
+            logits: Whether rows hold all logits.
+            saliency_stats: Whether rows hold the size of the saliency.
+            fast_decode: Whether JPEG is decoded at a lower resolution where that suffices.
+            pictures: What draws the saliency, for example an :class:`~sad_runtime.overlay.OverlayWriter`.
+
+        Yields:
+            One row an image; for an image that cannot be used, a row with an error.
+
+        Raises:
+            BackendError: A batch could not be run.
+            UserError: An option is out of range, a source does not exist, or a picture cannot be written.
+        """
+        from .pipeline import Options, classify
+        from .sources import open_sources
+
+        options = Options(
+            batch_size=batch_size,
+            workers=workers,
+            top_k=top_k,
+            logits=logits,
+            saliency_stats=saliency_stats,
+            fast_decode=fast_decode,
+            pictures=pictures,
+        )
+        with contextlib.ExitStack() as stack:
+            if isinstance(sources, (str, os.PathLike)):
+                sources = stack.enter_context(open_sources([os.fspath(sources)]))
+            batches = stack.enter_context(contextlib.closing(classify(self, sources, options)))
+            for rows in batches:
+                yield from rows
 
     def predict(self, images: npt.NDArray[np.float32], *, outputs: Sequence[str] = (LOGITS,)) -> Prediction:
         """Classify a batch, with the defence.

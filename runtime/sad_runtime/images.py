@@ -1,22 +1,22 @@
 """Open an image file safely: limits first, few formats, and one stable code for whatever is wrong.
 
-The bytes are read once, within a limit; only the formats below are ever tried, so that no interpreter of a
-page description language runs on a stranger's file. Safe to call from several threads.
+Only the formats below are ever tried, so that no interpreter of a page description language runs on a
+stranger's file. Safe to call from several threads.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
+import dataclasses
 import io
-import os
-import stat
+import re
 import warnings
-from pathlib import Path
+from collections.abc import Callable
 
 # The plugins are imported by name because Image.open(formats=...) looks only among those already imported.
 from PIL import (
     BmpImagePlugin,
+    ExifTags,
     GifImagePlugin,
     Image,
     ImageOps,
@@ -28,6 +28,7 @@ from PIL import (
 )
 
 from .errors import ErrorCode, ImageError
+from .frames import count_frames
 from .manifest import ExifOrientation
 
 FORMATS = tuple(
@@ -64,31 +65,47 @@ _SIGNATURES = (
     b"GIF8",
 )
 
+NeededShape = Callable[[int, int], tuple[int, int]]
+"""(height, width) of an image → (height, width) that it is resized to."""
+
+# Pillow's limits on what a PNG's compressed texts and profiles unpack to: 1 MiB each, 64 MiB together.
+_TEXT_BOMB = re.compile("MAX_TEXT_CHUNK|MAX_TEXT_MEMORY")
+
+# Orientations under which height and width change places.
+_LYING = (5, 6, 7, 8)
+
 # Pillow warns of damaged metadata, which decides nothing here, and of large images, which are refused below.
 # Warnings cannot be silenced thread by thread; appended, these yield to whatever the program has set.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning, append=True)
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin$", append=True)
 
 
-def read_image(path: str | os.PathLike[str], *, exif: ExifOrientation) -> Image.Image:
-    """Read and decode one image file, the first frame of an animation.
+@dataclasses.dataclass(frozen=True, slots=True)
+class Decoded:
+    """An image file, decoded.
+
+    Attributes:
+        image: The first frame, in the file's colour mode, upright if that was asked for.
+        frames: Pictures in the file; see :func:`~sad_runtime.frames.count_frames`.
+    """
+
+    image: Image.Image
+    frames: int
+
+
+def decode(data: bytes, *, exif: ExifOrientation, fast: NeededShape | None = None) -> Decoded:
+    """Decode one image, the first frame of an animation, the first page of a document.
 
     Args:
-        path: The file.
+        data: The file.
         exif: Whether the camera's orientation tag turns the image. A tag that cannot be read is none.
-
-    Returns:
-        The decoded image, in the file's colour mode.
+        fast: (height, width) of the upright image → (height, width) that it will be resized to. A JPEG is
+            then decoded at a half, a quarter or an eighth, but never below that: less work, and pixels that
+            differ.
 
     Raises:
         ImageError: It cannot be used; :class:`~sad_runtime.errors.ErrorCode` lists the codes.
     """
-    data = _read(Path(path))
-    return decode(data, exif=exif)
-
-
-def decode(data: bytes, *, exif: ExifOrientation) -> Image.Image:
-    """:func:`read_image` for bytes already in memory."""
     if not data:
         raise ImageError(ErrorCode.EMPTY, "the file is empty")
     try:
@@ -99,6 +116,8 @@ def decode(data: bytes, *, exif: ExifOrientation) -> Image.Image:
             raise ImageError(ErrorCode.TOO_LARGE, f"{width}×{height} is more than {MAX_PIXELS} pixels")
         if not width or not height:
             raise ImageError(ErrorCode.CORRUPT, f"{width}×{height} holds no pixel")
+        if fast is not None:
+            image.draft(None, _needed_size(image, exif, fast))
         image.load()
     except ImageError:
         raise
@@ -116,42 +135,41 @@ def decode(data: bytes, *, exif: ExifOrientation) -> Image.Image:
         raise ImageError(ErrorCode.TOO_LARGE, "not enough memory to decode it") from None
     except Exception as error:  # whatever a decoder raises on a stranger's bytes, the bytes are at fault
         raise _damaged(data, error) from error
-    return _upright(image) if exif is ExifOrientation.APPLY else image
+    return Decoded(_upright(image) if exif is ExifOrientation.APPLY else image, count_frames(data))
 
 
-def _read(path: Path) -> bytes:
-    """The file's bytes, or the error that says why not."""
-    try:
-        # Not blocking: opening a pipe that nobody writes to would wait for ever.
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-        with open(descriptor, "rb") as file:  # noqa: PTH123 - a descriptor, not a path
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                raise ImageError(ErrorCode.UNREADABLE, "not a regular file")
-            if status.st_size > MAX_FILE_BYTES:
-                raise ImageError(ErrorCode.TOO_LARGE, f"the file has more than {MAX_FILE_BYTES >> 20} MiB")
-            # No more than the size said, also of a file that is still being written: read() allocates what it
-            # is asked for before it reads.
-            return file.read(status.st_size)
-    except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
-            raise ImageError(ErrorCode.NOT_FOUND, "no such file") from None
-        raise ImageError(ErrorCode.UNREADABLE, f"cannot be read: {error.strerror}") from None
-    except ValueError:  # a null character in the name
-        raise ImageError(ErrorCode.NOT_FOUND, "no such file") from None
+def _needed_size(image: Image.Image, exif: ExifOrientation, needed: NeededShape) -> tuple[int, int]:
+    """(width, height) that the image, as it lies in the file, must have at least."""
+    width, height = image.size
+    if exif is ExifOrientation.APPLY and _orientation(image) in _LYING:
+        width, height = needed(width, height)
+    else:
+        height, width = needed(height, width)
+    return width, height
+
+
+def _orientation(image: Image.Image) -> int | None:
+    """The orientation tag, which may be anything; ``None`` if it cannot be read."""
+    with contextlib.suppress(Exception):  # the tag is a stranger's bytes too
+        value = image.getexif().get(ExifTags.Base.Orientation)
+        return value if isinstance(value, int) else None
+    return None
 
 
 def _upright(image: Image.Image) -> Image.Image:
     """The image turned as its EXIF orientation says; unturned if that cannot be read."""
-    with contextlib.suppress(Exception):  # as above: the tag is a stranger's bytes too
+    with contextlib.suppress(Exception):  # as above
         ImageOps.exif_transpose(image, in_place=True)
     return image
 
 
 def _damaged(data: bytes, error: Exception) -> ImageError:
     text = str(error)
-    if "truncated" in text.lower():  # Pillow has no class for it
+    # Pillow has no classes for these.
+    if "truncated" in text.lower():
         return ImageError(ErrorCode.TRUNCATED, "the file ends before the image does")
+    if isinstance(error, ValueError) and _TEXT_BOMB.search(text):
+        return ImageError(ErrorCode.TOO_LARGE, "its text or colour profile unpacks to more than is read")
     return ImageError(_cut_or_corrupt(data), f"cannot be decoded: {text or type(error).__name__}")
 
 

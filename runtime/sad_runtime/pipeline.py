@@ -1,119 +1,316 @@
-"""Paths → rows: decoded in threads, classified in batches, in the order given, in bounded memory.
+"""Images → rows: read and decoded in threads, classified in batches, in the order given, in bounded memory.
 
-Pillow gives up Python's lock while it decodes and onnxruntime while it computes, so threads overlap both. A
-bad image is a row of its own and never stops the others.
+Four stages run side by side: one thread finds the images, a pool decodes them, one thread runs the model, and
+whoever iterates writes the rows. Pillow gives up Python's lock while it decodes and onnxruntime while it
+computes. Each stage waits when the next one is behind. A bad image is a row of its own and stops nothing.
 """
 
 from __future__ import annotations
 
-import itertools
+import dataclasses
+import functools
 import os
-from collections import deque
-from collections.abc import Generator, Iterable
+import threading
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
+from types import TracebackType
+from typing import Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from .backends.protocol import LOGITS, SALIENCY
+from .backends.protocol import LOGITS, PLAIN_LOGITS, SALIENCY
 from .classifier import Classifier
 from .devices import available_cores
-from .errors import ErrorCode, ImageError
-from .manifest import Preprocessing
-from .overlay import OverlayWriter
-from .preprocess import load
-from .results import Failure, Row, rank
+from .errors import ImageError, UserError
+from .preprocess import Loaded, load
+from .results.answers import answered
+from .results.row import Failure, Row
+from .sources import FileItem, Item, Stamp
 
-_Decoded = npt.NDArray[np.float32] | Failure
+_SECONDS_FOR_SOURCE = 1.0
+"""How long the end waits for a source that does not answer, standard input for example."""
 
 
-def classify(
-    classifier: Classifier,
-    paths: Iterable[Path],
-    *,
-    batch_size: int = 32,
-    workers: int | None = None,
-    top_k: int = 5,
-    overlays: OverlayWriter | None = None,
-) -> Generator[list[Row], None, None]:
-    """Classify image files.
+class Pictures(Protocol):
+    """Takes what is needed to draw an image's saliency; called from several threads."""
 
-    At most three batches and one image a worker are held in memory at a time. Closing the iterator early
-    cancels what has not begun.
+    def write(
+        self, name: str, image: npt.NDArray[np.float32], saliency: npt.NDArray[np.float32]
+    ) -> Path | None:
+        """Draw or keep one image.
 
-    Args:
-        classifier: The loaded bundle.
-        paths: Image files; read as they are needed, so a generator may go on for ever.
+        Args:
+            name: The item's name.
+            image: (C, H, W) in [0, 1]: what the graph was given.
+            saliency: (C, H, W), S; finite.
+
+        Returns:
+            The picture's file, if it is to be named in the image's row.
+
+        Raises:
+            UserError: It cannot be written.
+        """
+        ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """How images are classified and what their rows hold.
+
+    Attributes:
         batch_size: Consecutive images given to the backend at once.
         workers: Decoding threads; by default the cores this process may use.
         top_k: Classes in each ranking.
-        overlays: Where saliency overlays are written, if they are.
+        logits: Whether rows hold all logits.
+        saliency_stats: Whether rows hold the size of the saliency.
+        fast_decode: Whether JPEG is decoded at a lower resolution where that suffices; pixels
+            differ a little.
+        pictures: What draws the saliency.
+    """
+
+    batch_size: int = 32
+    workers: int | None = None
+    top_k: int = 5
+    logits: bool = False
+    saliency_stats: bool = False
+    fast_decode: bool = False
+    pictures: Sequence[Pictures] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "workers", "top_k"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name} must be at least 1, got {value}")
+
+
+def classify(
+    classifier: Classifier, items: Iterable[Item | str | os.PathLike[str]], options: Options | None = None
+) -> Generator[list[Row], None, None]:
+    """Classify images; a :class:`Pipeline` as a generator, which ends its threads when it is closed.
+
+    Args:
+        classifier: The loaded bundle.
+        items: See :class:`Pipeline`.
+        options: See :class:`Options`.
 
     Yields:
-        The rows of one batch, in the order of ``paths``; a row is yielded after its overlay was written.
+        The rows of one batch.
 
     Raises:
-        BackendError: A batch could not be run.
-        UserError: An overlay cannot be written.
+        UserError: See :class:`Pipeline`.
     """
-    workers = workers or available_cores()
-    preprocessing = classifier.manifest.preprocessing
-    remaining = iter(paths)
-    pending: deque[tuple[Path, Future[_Decoded]]] = deque()
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
-    try:
-        while True:
-            ahead = 2 * batch_size + workers - len(pending)
-            pending.extend(
-                (path, pool.submit(_decode, path, preprocessing))
-                for path in itertools.islice(remaining, ahead)
-            )
-            if not pending:
-                return
-            batch = [pending.popleft() for _ in range(min(batch_size, len(pending)))]
-            yield _classify_batch(
-                classifier, [(path, future.result()) for path, future in batch], top_k, overlays, pool
-            )
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    with Pipeline(classifier, items, options or Options()) as batches:
+        yield from batches
 
 
-def _decode(path: Path, preprocessing: Preprocessing) -> _Decoded:
-    try:
-        return load(path, preprocessing)
-    except ImageError as error:
-        return Failure(error.code, error.message)
+class Pipeline:
+    """A run over images; an iterator over the rows of one batch each, in the order of the images.
 
+    A context manager, which cancels what has not begun. In memory are the images of one batch in the model,
+    of two that are being decoded, one more for each worker and, with pictures, of two batches being drawn.
 
-def _classify_batch(
-    classifier: Classifier,
-    batch: list[tuple[Path, _Decoded]],
-    top_k: int,
-    overlays: OverlayWriter | None,
-    pool: ThreadPoolExecutor,
-) -> list[Row]:
-    rows = {
-        i: Row(os.fspath(path), error=decoded)
-        for i, (path, decoded) in enumerate(batch)
-        if isinstance(decoded, Failure)
-    }
-    good = [(i, path, decoded) for i, (path, decoded) in enumerate(batch) if not isinstance(decoded, Failure)]
-    if good:
-        images = np.stack([image for _, _, image in good])
-        prediction = classifier.predict_checked(images, outputs=(LOGITS, SALIENCY) if overlays else (LOGITS,))
-        rankings = rank(prediction.logits, classifier.manifest.classes, top_k)
-        written: dict[int, Future[Path]] = {}
-        if overlays is not None and prediction.saliency is not None:
-            for n, (i, path, _) in enumerate(good):
-                if rankings[n] is not None:
-                    written[i] = pool.submit(overlays.write, path, images[n], prediction.saliency[n])
-        for n, (i, path, _) in enumerate(good):
-            ranking = rankings[n]
-            if ranking is None:
-                failure = Failure(ErrorCode.NON_FINITE, "the model's logits are not finite")
-                rows[i] = Row(os.fspath(path), error=failure)
+    Args:
+        classifier: The loaded bundle; nothing else may use it meanwhile.
+        items: Images or paths of image files; read as they are needed, so a generator may go on for ever.
+        options: See :class:`Options`.
+
+    Raises:
+        BackendError: On iteration: a batch could not be run.
+        UserError: On iteration: a picture cannot be written, or a source not be read.
+    """
+
+    def __init__(
+        self, classifier: Classifier, items: Iterable[Item | str | os.PathLike[str]], options: Options
+    ) -> None:
+        workers = options.workers or available_cores()
+        self._classifier = classifier
+        self._options = options
+        self._stopped = False
+        self._is_last = False
+        self._decoded: SimpleQueue[_Decoding | _End] = SimpleQueue()
+        self._classified: SimpleQueue[_Classified | _End] = SimpleQueue()
+        self._room_to_decode = threading.Semaphore(2 * options.batch_size + workers)
+        self._room_to_classify = threading.Semaphore(1)
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+        # Daemons: a source that never answers must not keep the process alive.
+        self._finder = threading.Thread(target=self._find, args=(items,), name="find", daemon=True)
+        self._runner = threading.Thread(target=self._run, name="model", daemon=True)
+        self._finder.start()
+        self._runner.start()
+
+    def __iter__(self) -> Iterator[list[Row]]:
+        return self
+
+    def __next__(self) -> list[Row]:
+        if self._is_last:
+            raise StopIteration
+        result = self._classified.get()
+        self._room_to_classify.release()
+        if isinstance(result, _End):
+            self._is_last = True
+            raise result.error or StopIteration
+        return result.rows()
+
+    def stop(self) -> None:
+        """Begin no further batch; the one in the model is still returned. Safe in a signal handler."""
+        self._stopped = True
+        self._decoded.put(_End())  # wakes the model's thread, should it be waiting for images
+
+    def close(self) -> None:
+        """End the threads; what has not begun is cancelled. May be called twice."""
+        self.stop()
+        self._room_to_decode.release()
+        self._room_to_classify.release()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._runner.join()
+        self._finder.join(_SECONDS_FOR_SOURCE)
+        self._pool.shutdown(wait=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _find(self, items: Iterable[Item | str | os.PathLike[str]]) -> None:
+        """Items → decoding; the first stage's thread."""
+        try:
+            iterator = iter(items)
+            while self._room_to_decode.acquire() and not self._stopped:
+                item = next(iterator, None)
+                if item is None:
+                    break
+                if isinstance(item, (str, os.PathLike)):
+                    item = FileItem(os.fspath(item))
+                self._decoded.put(_Decoding(item, self._pool.submit(self._decode, item)))
+        except BaseException as error:
+            self._decoded.put(_End(error))
+        else:
+            self._decoded.put(_End())
+
+    def _decode(self, item: Item) -> _Decoded:
+        stamp = item.stamp()  # before reading: a file that changes meanwhile is then known to have changed
+        try:
+            image = load(item, self._classifier.manifest.preprocessing, fast=self._options.fast_decode)
+        except ImageError as error:
+            return _Decoded(stamp, Failure(error.code, error.message))
+        return _Decoded(stamp, image)
+
+    def _run(self) -> None:
+        """Decoded images → rows; the model's thread."""
+        try:
+            end = None
+            while end is None and not self._stopped:
+                self._room_to_classify.acquire()
+                batch, end = self._take_batch()
+                if batch:
+                    self._classified.put(self._classify(batch))
+            if end is not None and end.error is not None:
+                raise end.error
+        except BaseException as error:
+            self._classified.put(_End(error))
+        else:
+            self._classified.put(_End())
+
+    def _take_batch(self) -> tuple[list[tuple[str, _Decoded]], _End | None]:
+        """The next images, as many as a batch holds; fewer only at the end, none once stopped."""
+        waiting: list[_Decoding] = []
+        end = None
+        while len(waiting) < self._options.batch_size and end is None:
+            entry = self._decoded.get()
+            if self._stopped:
+                return [], _End()
+            if isinstance(entry, _End):
+                end = entry
             else:
-                overlay = os.fspath(written[i].result()) if i in written else None
-                rows[i] = Row(os.fspath(path), ranking, saliency=overlay)
-    return [rows[i] for i in range(len(batch))]
+                waiting.append(entry)
+        batch = [(entry.item.name, entry.future.result()) for entry in waiting]
+        if batch:
+            self._room_to_decode.release(len(batch))
+        return batch, end
+
+    def _classify(self, batch: list[tuple[str, _Decoded]]) -> _Classified:
+        rows = [decoded.row(name) for name, decoded in batch]
+        good = [i for i, row in enumerate(rows) if row.error is None]
+        if not good:
+            return _Classified(rows, {})
+        images = np.stack([decoded.image.pixels for _, decoded in batch if isinstance(decoded.image, Loaded)])
+        prediction = self._classifier.predict_checked(images, outputs=self._outputs)
+        classified = answered(
+            [rows[i] for i in good],
+            prediction,
+            self._classifier.manifest.classes,
+            top_k=self._options.top_k,
+            logits=self._options.logits,
+            statistics=self._options.saliency_stats,
+        )
+        drawn = {}
+        for n, (i, row) in enumerate(zip(good, classified, strict=True)):
+            rows[i] = row
+            if row.error is None and prediction.saliency is not None:
+                drawn[i] = [
+                    self._pool.submit(pictures.write, row.path, images[n], prediction.saliency[n])
+                    for pictures in self._options.pictures
+                ]
+        return _Classified(rows, drawn)
+
+    @functools.cached_property
+    def _outputs(self) -> tuple[str, ...]:
+        """The first pass's logits are computed anyway; the saliency costs its transfer and is asked for."""
+        outputs = [LOGITS]
+        if PLAIN_LOGITS in self._classifier.backend.output_names:
+            outputs.append(PLAIN_LOGITS)
+        if self._options.saliency_stats or self._options.pictures:
+            outputs.append(SALIENCY)
+        return tuple(outputs)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Decoded:
+    """An image in memory, or why it is not."""
+
+    stamp: Stamp | None
+    image: Loaded | Failure
+
+    def row(self, name: str) -> Row:
+        """Its row, without a prediction."""
+        size, mtime_ns = (self.stamp.size, self.stamp.mtime_ns) if self.stamp else (None, None)
+        if isinstance(self.image, Failure):
+            return Row(name, error=self.image, size=size, mtime_ns=mtime_ns)
+        return Row(name, size=size, mtime_ns=mtime_ns, frames=self.image.frames)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Decoding:
+    """An image on its way into memory."""
+
+    item: Item
+    future: Future[_Decoded]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Classified:
+    """Rows of a batch, and for some of them the pictures that are being drawn."""
+
+    batch: list[Row]
+    drawn: dict[int, list[Future[Path | None]]]
+
+    def rows(self) -> list[Row]:
+        """The rows, once all pictures are drawn."""
+        for i, pictures in self.drawn.items():
+            for file in [picture.result() for picture in pictures]:
+                if file is not None:
+                    self.batch[i] = dataclasses.replace(self.batch[i], saliency=os.fspath(file))
+        return self.batch
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _End:
+    """Nothing follows: all is done, or something is wrong."""
+
+    error: BaseException | None = None

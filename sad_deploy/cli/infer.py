@@ -1,104 +1,253 @@
-"""``sad-deploy infer``: images in, one JSON line each out."""
+"""``sad-deploy infer``: images in, one row each out."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shlex
+import signal
 import sys
-import time
+import threading
 from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sad_runtime.backend_choice import BackendChoice
 from sad_runtime.errors import UserError
+from sad_runtime.result_format import ResultFormat
 
 from .console import print_error, print_hint, print_status, print_warning, stderr
 
 if TYPE_CHECKING:
     from sad_runtime.classifier import Classifier
-    from sad_runtime.overlay import OverlayWriter
-    from sad_runtime.results import Journal, Row
-    from sad_runtime.sources import Images
+    from sad_runtime.pipeline import Options, Pictures, Pipeline
+    from sad_runtime.results import Columns, Output, Summary
+    from sad_runtime.sources import Sources
 
 _EXIT_SOME_IMAGES_FAILED = 3
 _EXIT_INTERRUPTED = 130
 _HISTOGRAM_CLASSES = 10
 
+_RESULTS = "Results"
+_PICTURES = "Pictures"
+_UNFINISHED = "Unfinished runs"
+_RUNNING = "Running"
+
 
 def infer(
-    source: Annotated[list[str], typer.Argument(help="Folders (read recursively), image files or patterns.")],
-    bundle: Annotated[Path, typer.Option(help="The bundle to run.")] = Path("sad-model"),
-    backend: Annotated[
-        BackendChoice,
-        typer.Option(help="Where to run it. auto takes the fastest that runs here and says which."),
-    ] = BackendChoice.AUTO,
+    source: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SOURCE",
+            help="Folders (read recursively), files, patterns, zip or tar archives, @LIST of paths, - for a "
+            "list on standard input.",
+        ),
+    ],
+    bundle: Annotated[Path, typer.Option(metavar="DIR", help="The bundle to run.")] = Path("sad-model"),
     out: Annotated[
-        str, typer.Option(metavar="FILE", help="JSON Lines to write; - for standard output.")
+        str,
+        typer.Option(metavar="FILE", help="What to write; - for standard output.", rich_help_panel=_RESULTS),
     ] = "predictions.jsonl",
+    table: Annotated[
+        ResultFormat | None,
+        typer.Option(
+            "--format", help="Its format.", show_default="by its ending, else jsonl", rich_help_panel=_RESULTS
+        ),
+    ] = None,
+    top_k: Annotated[
+        int,
+        typer.Option(min=1, metavar="N", help="Classes listed for every image.", rich_help_panel=_RESULTS),
+    ] = 5,
+    logits: Annotated[
+        bool, typer.Option("--logits", help="Also write all logits.", rich_help_panel=_RESULTS)
+    ] = False,
+    saliency_stats: Annotated[
+        bool,
+        typer.Option(
+            "--saliency-stats",
+            help="Also write the saliency's mean |S|, L2 norm and largest |S|.",
+            rich_help_panel=_RESULTS,
+        ),
+    ] = False,
     saliency: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Also write saliency overlays (PNG) into this folder."),
+        typer.Option(metavar="DIR", help="Draw saliency overlays (PNG) here.", rich_help_panel=_PICTURES),
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images given to the backend at once.")] = 32,
-    top_k: Annotated[int, typer.Option(min=1, help="Classes listed for every image.")] = 5,
+    saliency_intensity: Annotated[
+        float,
+        typer.Option(
+            min=0, max=1, metavar="X", help="Colour of the overlays, 0 to 1.", rich_help_panel=_PICTURES
+        ),
+    ] = 0.75,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Write an HTML page to look through results.", rich_help_panel=_PICTURES
+        ),
+    ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on with --out: skip images that have a row and were not changed since.",
+            rich_help_panel=_UNFINISHED,
+        ),
+    ] = False,
+    retry_errors: Annotated[
+        bool,
+        typer.Option(
+            "--retry-errors", help="With --resume: try failed images again.", rich_help_panel=_UNFINISHED
+        ),
+    ] = False,
+    overwrite: Annotated[
+        bool,
+        typer.Option("--overwrite", help="Throw an unfinished run's rows away.", rich_help_panel=_UNFINISHED),
+    ] = False,
+    backend: Annotated[
+        BackendChoice,
+        typer.Option(
+            help="Where to run; auto takes the fastest that runs here and says which.",
+            rich_help_panel=_RUNNING,
+        ),
+    ] = BackendChoice.AUTO,
+    batch_size: Annotated[
+        int,
+        typer.Option(min=1, metavar="N", help="Images the backend gets at once.", rich_help_panel=_RUNNING),
+    ] = 32,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Decoding threads.", show_default="the cores available")
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Decoding threads.",
+            show_default="the cores available",
+            rich_help_panel=_RUNNING,
+        ),
+    ] = None,
+    fast_decode: Annotated[
+        bool,
+        typer.Option(
+            "--fast-decode",
+            help="Decode large JPEGs at lower resolution: faster, pixels differ a little.",
+            rich_help_panel=_RUNNING,
+        ),
+    ] = False,
+    shard: Annotated[
+        str | None,
+        typer.Option(metavar="I/N", help="Take the I-th of N equal parts.", rich_help_panel=_RUNNING),
     ] = None,
 ) -> None:
-    """Classify images with the defence: one JSON line each; a bad image is an error line and exit code 3."""
+    """Classify images with the defence, one row each. A bad image is an error row and exit code 3."""
+    _check_use(resume, retry_errors, overwrite)
+    from sad_runtime.bundle import Bundle
     from sad_runtime.classifier import Classifier
-    from sad_runtime.overlay import OverlayWriter
-    from sad_runtime.results import STDOUT, Journal
-    from sad_runtime.sources import find_images
+    from sad_runtime.pipeline import Options, Pipeline
+    from sad_runtime.results import STDOUT, RunRecord, Summary, UnfinishedRunError, open_output
+    from sad_runtime.sources import Shard, open_sources
 
-    written = [path for path in (saliency, None if out == STDOUT else out) if path is not None]
-    images = find_images(source, exclude=written)
-    with Classifier.load(bundle, backend=backend) as classifier:
-        print_status(f"backend {classifier.backend_name} ({classifier.backend_reason})")
-        overlays = OverlayWriter(saliency, images.base) if saliency else None
-        journal = Journal(out)
-        summary = _Summary(len(images.paths))
+    part = Shard.parse(shard) if shard else None
+    written = [path for path in (saliency, report, None if out == STDOUT else out) if path is not None]
+    with contextlib.ExitStack() as stack:
+        sources = stack.enter_context(open_sources(source, exclude=written, shard=part))
+        opened = Bundle.open(bundle)
         try:
-            with journal:
-                _run(classifier, images, journal, summary, overlays, batch_size, top_k, workers)
-        except KeyboardInterrupt:
-            print_error(f"interrupted after {journal.count} of {len(images.paths)} images")
-            if journal.count and journal.writing_to:
-                print_hint(f"their rows are kept in {journal.writing_to}; the same command starts afresh")
-            raise typer.Exit(_EXIT_INTERRUPTED) from None
-        except UserError:
-            if journal.count and journal.writing_to:
-                print_status(f"the {journal.count} finished rows are kept in {journal.writing_to}")
+            output = stack.enter_context(open_output(out, table=table, resume=resume, overwrite=overwrite))
+        except UnfinishedRunError as error:
+            error.hint = f"go on with: {_resume_command()}; or throw them away with --overwrite"
             raise
-        except BrokenPipeError:  # the reader, `head` for example, has seen enough
-            sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - or the interpreter's last flush fails
-            raise typer.Exit(_EXIT_INTERRUPTED) from None
-    summary.print(out if out != STDOUT else None, saliency)
-    if summary.failures:
+        if report and output.kept_in is None:
+            raise UserError(
+                f"--report is made from a result file, but --out is {out}", hint="give --out a file's name"
+            )
+        classifier = stack.enter_context(Classifier.load(opened, backend=backend))
+        print_status(f"backend {classifier.backend_name} ({classifier.backend_reason})")
+        decisive = {
+            "format": str(table or ResultFormat.of(out)),
+            "top-k": top_k,
+            "logits": logits,
+            "saliency-stats": saliency_stats,
+            "saliency": None if saliency is None else _text(saliency),
+            "saliency-intensity": None if saliency is None else saliency_intensity,
+            "fast-decode": fast_decode,
+            "shard": None if part is None else str(part),
+        }
+        for note in output.begin(RunRecord.of(opened, decisive, classifier.backend_name)):
+            print_warning(note)
+        finished = output.finished
+        pictures: list[Pictures] = []
+        page = None
+        if saliency:
+            from sad_runtime.overlay import OverlayWriter
+
+            pictures.append(OverlayWriter(saliency, sources.base, intensity=saliency_intensity))
+        if report:
+            from sad_runtime.report import Report
+
+            page = stack.enter_context(Report(report, opened.manifest, resume=finished is not None))
+            pictures.append(page)
+        options = Options(
+            batch_size=batch_size,
+            workers=workers,
+            top_k=top_k,
+            logits=logits,
+            saliency_stats=saliency_stats,
+            fast_decode=fast_decode,
+            pictures=pictures,
+        )
+        items = sources if finished is None else finished.without(sources, retry_errors=retry_errors)
+        summary = Summary()
+        with _kept_on_failure(output, summary):
+            pipeline = stack.enter_context(Pipeline(classifier, items, options))
+            _run(pipeline, sources, output, summary)
+            journal = output.complete()
+            if page is not None and journal is not None:
+                page.finish(
+                    journal, seconds=summary.seconds, backend=classifier.backend_name, processed=summary.done
+                )
+            output.publish(_columns(classifier, options, overlays=saliency is not None))
+    _print(summary, output)
+    for what, where in (("results", out), ("overlays", saliency), ("report", report)):
+        if where and where != STDOUT:
+            print_status(f"{what}: {where}")
+    if summary.failures or (finished is not None and finished.skipped_failures):
         raise typer.Exit(_EXIT_SOME_IMAGES_FAILED)
 
 
-def _run(
-    classifier: Classifier,
-    images: Images,
-    journal: Journal,
-    summary: _Summary,
-    overlays: OverlayWriter | None,
-    batch_size: int,
-    top_k: int,
-    workers: int | None,
-) -> None:
-    from contextlib import closing
+def _check_use(resume: bool, retry_errors: bool, overwrite: bool) -> None:
+    """Options that make no sense together."""
+    if resume and overwrite:
+        raise UserError("--resume goes on with an unfinished run and --overwrite throws it away: choose one")
+    if retry_errors and not resume:
+        raise UserError("--retry-errors needs --resume", hint="without it every image is tried")
 
+
+def _columns(classifier: Classifier, options: Options, *, overlays: bool) -> Columns:
+    """What the rows of a run hold."""
+    from sad_runtime.backends.protocol import PLAIN_LOGITS
+    from sad_runtime.results import Columns
+
+    classes = len(classifier.manifest.classes)
+    return Columns(
+        ranked=min(options.top_k, classes),
+        plain=PLAIN_LOGITS in classifier.backend.output_names,
+        overlays=overlays,
+        statistics=options.saliency_stats,
+        logits=classes if options.logits else 0,
+    )
+
+
+def _run(pipeline: Pipeline, sources: Sources, output: Output, summary: Summary) -> None:
+    """Write rows as they come.
+
+    Raises:
+        KeyboardInterrupt: A signal asked for the end; the rows of the batch in flight are written.
+    """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from sad_runtime.pipeline import classify
-
-    batches = classify(
-        classifier, images.paths, batch_size=batch_size, workers=workers, top_k=top_k, overlays=overlays
-    )
     progress = Progress(
         TextColumn("images"),
         BarColumn(),
@@ -109,52 +258,112 @@ def _run(
         transient=True,
         disable=not stderr.is_terminal,
     )
-    # closing: an interruption ends the decoding threads here, not whenever the iterator is collected.
-    with progress, closing(batches):
-        task = progress.add_task("images", total=len(images.paths), rate="")
-        for rows in batches:
-            journal.write(rows)
+    with progress, _ended_by_signals(pipeline.stop):
+        task = progress.add_task("images", total=None, rate="")
+        if stderr.is_terminal:
+            _count_aside(sources, lambda total: progress.update(task, total=total))
+        for rows in pipeline:
+            output.write(rows)
             summary.add(rows)
-            progress.update(task, advance=len(rows), rate=f"{summary.rate():.0f}/s")
+            skipped = output.finished.skipped if output.finished else 0
+            progress.update(task, completed=summary.done + skipped, rate=f"{summary.rate:.0f}/s")
 
 
-class _Summary:
-    """Counts over the rows, printed at the end."""
+def _count_aside(sources: Sources, use: Callable[[int | None], None]) -> None:
+    """Count in a thread of its own, which may take minutes where images are many or far away."""
 
-    def __init__(self, total: int) -> None:
-        self.total = total
-        self.done = 0
-        self.failures: Counter[str] = Counter()
-        self.examples: dict[str, str] = {}
-        self.classes: Counter[str] = Counter()
-        self.started = time.perf_counter()
+    def count() -> None:
+        with contextlib.suppress(Exception):  # whatever is wrong with the sources, the run itself will say
+            use(sources.count())
 
-    def add(self, rows: list[Row]) -> None:
-        self.done += len(rows)
-        for row in rows:
-            if row.error is None:
-                self.classes[row.ranking[0].class_name] += 1
-            else:
-                self.failures[row.error.code.value] += 1
-                self.examples.setdefault(row.error.code.value, f"{row.path}: {row.error.message}")
+    threading.Thread(target=count, name="count", daemon=True).start()
 
-    def rate(self) -> float:
-        """Images a second so far."""
-        return self.done / max(time.perf_counter() - self.started, 1e-9)
 
-    def print(self, out: str | None, saliency: Path | None) -> None:
-        seconds = time.perf_counter() - self.started
-        print_status(f"{_count(self.done, 'image')} in {seconds:.1f} s ({self.rate():.1f}/s)")
-        if self.classes:
-            named = [f"{name}: {n}" for name, n in self.classes.most_common(_HISTOGRAM_CLASSES)]
-            rest = len(self.classes) - len(named)
-            print_status("classes: " + ", ".join(named) + (f" and {rest} more" if rest else ""))
-        for code, n in self.failures.most_common():
-            print_warning(f"{_count(n, 'image')} failed: {code}, for example {self.examples[code]}")
-        if out:
-            print_status(f"results: {out}")
-        if saliency:
-            print_status(f"overlays: {saliency}")
+@contextlib.contextmanager
+def _ended_by_signals(stop: Callable[[], None]) -> Iterator[None]:
+    """Let the first Ctrl-C or SIGTERM stop the run in good order, and a second one end it at once.
+
+    Raises:
+        KeyboardInterrupt: At the end, if a signal came.
+    """
+    came = False
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal came
+        if came:
+            stderr.show_cursor(True)
+            os._exit(_EXIT_INTERRUPTED)
+        came = True
+        stop()
+
+    before: dict[signal.Signals, Any] = {}
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.signal(number, handle)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if came:
+        raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def _kept_on_failure(output: Output, summary: Summary) -> Iterator[None]:
+    """Say how to go on with what was written, however the run is cut short."""
+    try:
+        yield
+    except BrokenPipeError:  # the reader, `head` for example, has seen enough
+        raise typer.Exit from None
+    except KeyboardInterrupt:
+        print_error(f"interrupted after {_count(summary.done, 'image')}")
+        if _is_kept(output):
+            print_hint(f"go on with: {_resume_command()}")
+        raise typer.Exit(_EXIT_INTERRUPTED) from None
+    except UserError:
+        if _is_kept(output):
+            print_status(f"finished rows are kept in {output.kept_in}; go on with: {_resume_command()}")
+        raise
+
+
+def _is_kept(output: Output) -> bool:
+    return output.kept_in is not None and bool(output.count or output.finished)
+
+
+def _resume_command() -> str:
+    """The command that is running, with --resume."""
+    words = [word for word in sys.argv[1:] if word not in ("--resume", "--overwrite")]
+    words.insert(words.index("infer") + 1, "--resume")
+    return shlex.join(["sad-deploy", *words])
+
+
+def _print(summary: Summary, output: Output) -> None:
+    print_status(f"{_count(summary.done, 'image')} in {summary.seconds:.1f} s ({summary.rate:.1f}/s)")
+    if output.finished is not None:
+        print_status(f"{_count(output.finished.skipped, 'image')} had a row already")
+    if summary.classes:
+        named = [f"{name}: {n}" for name, n in _by_name(summary.classes)[:_HISTOGRAM_CLASSES]]
+        rest = len(summary.classes) - len(named)
+        print_status("classes: " + ", ".join(named) + (f" and {rest} more" if rest else ""))
+    for code, n in summary.failures.most_common():
+        print_warning(f"{_count(n, 'image')} failed: {code}, for example {summary.examples[code]}")
+    if output.finished is not None and output.finished.skipped_failures:
+        failed = _count(output.finished.skipped_failures, "image")
+        print_warning(f"{failed} had failed before; --retry-errors tries again")
+
+
+def _by_name(classes: Counter[tuple[int, str]]) -> list[tuple[str, int]]:
+    """Classes by number; those that share a name are told apart by their label."""
+    names = Counter(name for _, name in classes)
+    return [
+        (name if names[name] == 1 else f"{name} (label {label})", n)
+        for (label, name), n in classes.most_common()
+    ]
+
+
+def _text(path: Path) -> str:
+    """A path as text that any file can hold, also if it is not UTF-8."""
+    return os.fsencode(path).decode(errors="backslashreplace")
 
 
 def _count(n: int, noun: str) -> str:

@@ -17,6 +17,7 @@ from sad_runtime.errors import ImageError, UserError
 from sad_runtime.images import EXTENSIONS
 from sad_runtime.manifest import Preprocessing
 from sad_runtime.preprocess import load
+from sad_runtime.sources import FileItem
 
 from ..progress import Decoded
 from .image_set import CalibrationData, ImageSet, stratified_split
@@ -119,7 +120,7 @@ class _Reader:
         path = self.source.paths[index]
         try:
             # Inference divides 8-bit pixels by 255; this undoes exactly that.
-            return np.rint(load(path, self.preprocessing) * 255).astype(np.uint8)
+            return np.rint(load(FileItem(str(path)), self.preprocessing).pixels * 255).astype(np.uint8)
         except ImageError as error:
             return f"{path}: {error.message}"
 

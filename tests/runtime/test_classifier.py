@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from sad_runtime.bundle import Bundle, write_bundle
 from sad_runtime.classifier import Classifier, softmax
@@ -119,3 +122,32 @@ def test_closing_twice_is_harmless(bundle_folder: Path) -> None:
 def test_softmax_of_huge_logits_is_finite() -> None:
     result = softmax(np.array([[3e38, -3e38, 3e38], [-3e38, -3e38, -3e38]], np.float32))
     np.testing.assert_allclose(result, [[0.5, 0, 0.5], [1 / 3, 1 / 3, 1 / 3]], rtol=1e-12)
+
+
+def test_stream_is_one_row_an_image_in_order_and_ends_its_threads(
+    bundle_folder: Path, tmp_path: Path
+) -> None:
+    paths = [tmp_path / "photos" / f"{i}.png" for i in range(5)]
+    paths[0].parent.mkdir()
+    for i, path in enumerate(paths):
+        Image.new("RGB", (9, 9), (40 * i, 200 - 40 * i, 0)).save(path)
+    with Classifier.load(bundle_folder) as classifier:
+        rows = list(classifier.stream(iter(paths), batch_size=2, top_k=1, logits=True))
+        assert [row.path for row in rows] == [str(path) for path in paths]
+        for row in rows:
+            assert row.logits is not None
+            assert row.label == int(np.argmax(row.logits))
+            assert len(row.ranking) == 1
+        assert [row.label for row in classifier.stream(tmp_path / "photos")] == [row.label for row in rows]
+        endless = classifier.stream(itertools.cycle(paths), batch_size=2)
+        assert next(endless).path == str(paths[0])
+        endless.close()
+    assert not [thread for thread in threading.enumerate() if thread.name in ("find", "model")]
+
+
+def test_stream_of_a_source_that_does_not_exist_is_refused(bundle_folder: Path) -> None:
+    with (
+        Classifier.load(bundle_folder) as classifier,
+        pytest.raises(UserError, match="no such file or folder"),
+    ):
+        next(classifier.stream("absent"))

@@ -36,12 +36,11 @@ def test_inference_uses_neither_torch_nor_onnx(bundle_folder: Path, tmp_path: Pa
     code = """
 import sys
 from pathlib import Path
-from sad_runtime import Classifier, classify, find_images
+from sad_runtime import Classifier, open_sources
 from sad_runtime.overlay import OverlayWriter
-images = find_images([sys.argv[2]])
-with Classifier.load(sys.argv[1]) as classifier:
-    overlays = OverlayWriter(sys.argv[3], images.base)
-    rows = [row for rows in classify(classifier, images.paths, overlays=overlays) for row in rows]
+with Classifier.load(sys.argv[1]) as classifier, open_sources([sys.argv[2]]) as sources:
+    overlays = OverlayWriter(sys.argv[3], sources.base)
+    rows = list(classifier.stream(sources, pictures=[overlays]))
 assert len(rows) == 1 and not rows[0].error
 """
     loaded = modules_after(code, bundle_folder, tmp_path / "image.png", tmp_path / "overlays")

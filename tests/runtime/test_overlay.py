@@ -8,7 +8,7 @@ from PIL import Image
 
 from sad_runtime.errors import UserError
 from sad_runtime.overlay import OverlayWriter, color_map, magnitude, overlay, render
-from sad_runtime.sources import find_images
+from sad_runtime.sources import open_sources
 
 
 def lab(colors: np.ndarray) -> np.ndarray:
@@ -135,11 +135,12 @@ def test_overlays_mirror_the_sources_and_never_collide(
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     monkeypatch.chdir(tmp_path / "in" / "a")
-    found = find_images(["../a", "..", "x", "../../in/b"])
-    assert len(found.paths) == len(names)
-    writer = OverlayWriter(tmp_path / "out", found.base)
+    with open_sources(["../a", "..", "x", "../../in/b"]) as sources:
+        found = [item.name for item in sources]
+        writer = OverlayWriter(tmp_path / "out", sources.base)
+    assert len(found) == len(names)
     zeros = np.zeros((3, 8, 8), np.float32)
-    written = {writer.write(path, zeros, zeros) for path in found.paths}
+    written = {writer.write(name, zeros, zeros) for name in found}
     assert len(written) == len(names)
     assert all(path.resolve().is_relative_to(tmp_path / "out") for path in written)
     assert (tmp_path / "out" / "a" / "a" / "x.png.png") in written

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,8 +16,13 @@ from sad_deploy.data.image_set import stratified_split
 from sad_runtime.errors import UserError
 from sad_runtime.manifest import Color, Preprocessing
 from sad_runtime.preprocess import load
+from sad_runtime.sources import FileItem
 
 TINY = Preprocessing(color=Color.RGB, resize=10, crop=(8, 8))
+
+
+def load_pixels(path: Path, preprocessing: Preprocessing) -> np.ndarray:
+    return load(FileItem(str(path)), preprocessing).pixels
 
 
 def numbered(n):
@@ -79,7 +85,7 @@ def test_the_digits_are_split_once_for_all_and_in_proportion():
 def test_a_png_of_a_digit_is_the_same_image_at_inference(tmp_path):
     digit = digits_splits()[2].images[0]
     Image.fromarray(digit[0]).save(tmp_path / "digit.png")
-    assert np.array_equal(load(tmp_path / "digit.png", PREPROCESSING), digit / np.float32(255))
+    assert np.array_equal(load_pixels(tmp_path / "digit.png", PREPROCESSING), digit / np.float32(255))
 
 
 @pytest.fixture
@@ -111,7 +117,7 @@ def test_class_folders_are_sorted_and_split_by_class(class_folders):
 
 def test_folder_images_are_what_inference_reads(class_folders):
     data = read(find_data(str(class_folders)))
-    expected = {load(path, TINY).tobytes() for path in class_folders.glob("*/*.png")}
+    expected = {load_pixels(path, TINY).tobytes() for path in class_folders.glob("*/*.png")}
     pixels = [image for part in (data.calibration, data.held_out) for image in part.images / np.float32(255)]
     assert {image.tobytes() for image in pixels} == expected
 
@@ -139,7 +145,7 @@ def test_broken_images_are_skipped_and_listed(class_folders):
         for image, label in zip(part.images, part.labels, strict=True):
             name = ("ant", "zebra")[label]
             assert any(
-                np.array_equal(image / np.float32(255), load(path, TINY))
+                np.array_equal(image / np.float32(255), load_pixels(path, TINY))
                 for path in (class_folders / name).glob("*.png")
                 if path.stat().st_size > 100
             ), "labels must stay with their images"

@@ -1,0 +1,36 @@
+"""What became of each image, and where it is written: rows, the journal, the run's record, tables.
+
+A run appends rows to a journal of JSON Lines, which survives whatever ends the run; the file that the user
+asked for is made from it at the end, and an unfinished journal can be gone on with.
+"""
+
+from __future__ import annotations
+
+from .columns import Columns
+from .finished import FinishedRows
+from .journal import Journal
+from .output import STDOUT, Output, ResultFile, Stream, UnfinishedRunError, open_output
+from .ranking import rank
+from .record import RunRecord
+from .row import Failure, PlainPass, Ranked, Row, SaliencyStatistics
+from .summary import Summary
+
+__all__ = [
+    "STDOUT",
+    "Columns",
+    "Failure",
+    "FinishedRows",
+    "Journal",
+    "Output",
+    "PlainPass",
+    "Ranked",
+    "ResultFile",
+    "Row",
+    "RunRecord",
+    "SaliencyStatistics",
+    "Stream",
+    "Summary",
+    "UnfinishedRunError",
+    "open_output",
+    "rank",
+]

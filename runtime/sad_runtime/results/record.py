@@ -1,0 +1,117 @@
+"""What a run was: a file beside its rows, ``OUT.run.json``, so that only its like goes on with them."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..bundle import Bundle
+from ..errors import UserError
+from ..manifest import MANIFEST_NAME
+from ..strict_json import from_plain, parse, to_plain
+from ..version import __version__
+
+_SCHEMA = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class RunRecord:
+    """What decides over a run's rows.
+
+    Attributes:
+        bundle: SHA-256 of the bundle's manifest, which lists that of every file.
+        options: The options that change rows, by their names on the command line without the dashes.
+        backends: Which made rows, in order; more than one after the run was gone on with elsewhere.
+        versions: Of sad-deploy, likewise.
+        schema: Version of the file's form.
+    """
+
+    bundle: str
+    options: Mapping[str, Any]
+    backends: tuple[str, ...]
+    versions: tuple[str, ...] = (__version__,)
+    schema: int = _SCHEMA
+
+    @classmethod
+    def of(cls, bundle: Bundle, options: Mapping[str, Any], backend: str) -> RunRecord:
+        """The record of a run that begins.
+
+        Args:
+            bundle: What it runs.
+            options: Its options that change rows.
+            backend: Where it runs.
+        """
+        digest = hashlib.sha256((bundle.root / MANIFEST_NAME).read_bytes()).hexdigest()
+        return cls(digest, options, (backend,))
+
+    @classmethod
+    def read(cls, path: Path) -> RunRecord | None:
+        """Read a record; ``None`` if there is none.
+
+        Raises:
+            UserError: It is damaged or of a newer version.
+        """
+        try:
+            text = path.read_bytes()
+        except FileNotFoundError:
+            return None
+        problems: list[str] = []
+        try:
+            record: RunRecord = from_plain(cls, parse(text), "", problems)
+        except ValueError as error:
+            problems.append(str(error))
+        if problems:
+            raise UserError(
+                f"{path} is not the record of a run: {'; '.join(problems)}",
+                hint="start afresh with --overwrite",
+            )
+        if record.schema != _SCHEMA:
+            raise UserError(
+                f"{path} has schema {record.schema}, this version reads {_SCHEMA}",
+                hint="go on with the version that wrote it, or start afresh with --overwrite",
+            )
+        return record
+
+    def write(self, path: Path) -> None:
+        """Write the record whole or not at all.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        text = json.dumps(to_plain(self, "", []), indent=2, ensure_ascii=True) + "\n"
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        try:
+            temporary.write_text(text, encoding="utf-8")
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def differences(self, earlier: RunRecord) -> list[str]:
+        """Why the rows of an earlier run are not what this one would write; empty if they are."""
+        found = []
+        if earlier.bundle != self.bundle:
+            found.append(f"another bundle (manifest {earlier.bundle[:12]}…, now {self.bundle[:12]}…)")
+        for name in dict.fromkeys([*earlier.options, *self.options]):
+            was, is_now = earlier.options.get(name), self.options.get(name)
+            if was != is_now:
+                found.append(f"{_shown(name, was)} (now {_shown(name, is_now)})")
+        return found
+
+    def after(self, earlier: RunRecord) -> RunRecord:
+        """This record, with the backends and versions that made the earlier rows before its own."""
+        return dataclasses.replace(
+            self,
+            backends=tuple(dict.fromkeys((*earlier.backends, *self.backends))),
+            versions=tuple(dict.fromkeys((*earlier.versions, *self.versions))),
+        )
+
+
+def _shown(name: str, value: Any) -> str:
+    if value is None or value is False:
+        return f"no --{name}"
+    return f"--{name}" if value is True else f"--{name} {value}"

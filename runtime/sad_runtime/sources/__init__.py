@@ -1,0 +1,21 @@
+"""What to read: SOURCE arguments → image items, in an order that does not depend on the file system.
+
+Folders, files, patterns, lists, standard input and archives; nothing here decodes a picture. May import the
+standard library, ``errors`` and the limits of ``images``.
+"""
+
+from .items import FileItem, Item, MemberItem, Stamp, absolute, read_file
+from .opening import Sources, open_sources
+from .shard import Shard
+
+__all__ = [
+    "FileItem",
+    "Item",
+    "MemberItem",
+    "Shard",
+    "Sources",
+    "Stamp",
+    "absolute",
+    "open_sources",
+    "read_file",
+]
