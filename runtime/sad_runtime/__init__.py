@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .classifier import Classifier, Prediction
     from .errors import BackendError, BundleError, ErrorCode, ImageError, UserError
     from .manifest import Manifest
-    from .pipeline import classify
+    from .pipeline import Options, classify
     from .results import Row
     from .sources import Shard, open_sources
 
@@ -28,6 +28,7 @@ _HOMES = {
     "ErrorCode": "errors",
     "ImageError": "errors",
     "Manifest": "manifest",
+    "Options": "pipeline",
     "Prediction": "classifier",
     "Row": "results",
     "UserError": "errors",
@@ -46,6 +47,7 @@ __all__ = [
     "ErrorCode",
     "ImageError",
     "Manifest",
+    "Options",
     "Prediction",
     "Row",
     "Shard",

@@ -49,9 +49,14 @@ def infer(
     ],
     bundle: Annotated[Path, typer.Option(metavar="DIR", help="The bundle to run.")] = Path("sad-model"),
     out: Annotated[
-        str,
-        typer.Option(metavar="FILE", help="What to write; - for standard output.", rich_help_panel=_RESULTS),
-    ] = "predictions.jsonl",
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="What to write; - for standard output.",
+            show_default="predictions.jsonl",
+            rich_help_panel=_RESULTS,
+        ),
+    ] = None,
     table: Annotated[
         ResultFormat | None,
         typer.Option(
@@ -150,6 +155,7 @@ def infer(
     from sad_runtime.sources import Shard, open_sources
 
     part = Shard.parse(shard) if shard else None
+    out = out or f"predictions.{table or ResultFormat.JSONL}"
     written = [path for path in (saliency, report, None if out == STDOUT else out) if path is not None]
     with contextlib.ExitStack() as stack:
         sources = stack.enter_context(open_sources(source, exclude=written, shard=part))

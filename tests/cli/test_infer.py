@@ -223,6 +223,11 @@ def test_a_table_by_its_ending_and_with_all_columns(
             assert {name: read[name] for name in row} == row | {"logits": pytest.approx(row["logits"])}
 
 
+def test_the_default_name_has_the_formats_ending(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run(monkeypatch, "images", "--format", "csv") == 0
+    assert sorted(path.name for path in here.glob("pred*")) == ["predictions.csv", "predictions.csv.run.json"]
+
+
 def test_a_report_is_made_of_all_rows(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("images/empty.png").touch()
     assert run(monkeypatch, "images", "--out", "t.csv", "--report", "page.html") == 3

@@ -5,9 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sad_runtime.errors import ErrorCode, UserError
 from sad_runtime.results import (
@@ -20,8 +24,9 @@ from sad_runtime.results import (
     UnfinishedRunError,
     open_output,
 )
+from sad_runtime.results import finished as finished_module
 from sad_runtime.results.finished import compact
-from sad_runtime.sources import Stamp
+from sad_runtime.sources import Item, MemberItem, Stamp
 
 COLUMNS = Columns(ranked=1)
 RECORD = RunRecord("bundle", {"top-k": 1, "logits": False, "shard": None}, ("cpu",), ("1.0",))
@@ -30,15 +35,8 @@ RECORD = RunRecord("bundle", {"top-k": 1, "logits": False, "shard": None}, ("cpu
 SAME = Stamp(10, 20)
 
 
-@dataclasses.dataclass(frozen=True)
-class Image:
-    """An item of the sources, without its bytes."""
-
-    name: str
-    stamped: Stamp | None = SAME
-
-    def stamp(self) -> Stamp | None:
-        return self.stamped
+def image(name: str, stamp: Stamp | None = SAME) -> Item:
+    return MemberItem(name, lambda: b"", stamp)
 
 
 def row(name: str, *, size: int = 10, label: int = 0) -> Row:
@@ -56,8 +54,8 @@ def journal_of(folder: Path, *rows: Row, tail: bytes = b"") -> Path:
     return path
 
 
-def missing(finished: FinishedRows, *images: Image, retry_errors: bool = False) -> list[str]:
-    return [image.name for image in finished.without(images, retry_errors=retry_errors)]
+def missing(finished: FinishedRows, *images: Item, retry_errors: bool = False) -> list[str]:
+    return [item.name for item in finished.without(images, retry_errors=retry_errors)]
 
 
 def paths(path: Path) -> list[str]:
@@ -103,8 +101,21 @@ HOSTILE = [
 def test_images_with_a_row_are_skipped_whatever_their_names(tmp_path: Path) -> None:
     finished = FinishedRows(journal_of(tmp_path, *map(row, HOSTILE)))
     assert finished.count == len(HOSTILE)
-    assert missing(finished, *map(Image, [*HOSTILE, "another.png"])) == ["another.png"]
+    assert missing(finished, *map(image, [*HOSTILE, "another.png"])) == ["another.png"]
     assert (finished.skipped, finished.skipped_failures, finished.replaced) == (len(HOSTILE), 0, 0)
+
+
+@settings(deadline=None)  # a busy machine
+@given(st.text(st.characters(exclude_categories=[])), st.sampled_from([row, failed]))
+def test_a_line_says_the_same_read_in_part_and_as_a_whole(name: str, make: Callable[[str], Row]) -> None:
+    line = (make(name).to_json() + "\n").encode()
+    with tempfile.TemporaryFile() as file, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(finished_module, "_PARSED_TAIL", -1)
+        file.write(line)
+        file.seek(0)
+        ((path, stamp, is_failure, end),) = finished_module._heads(file)
+    assert (path, stamp, is_failure) == finished_module._parsed_head(line)
+    assert end == len(line)
 
 
 def test_rows_that_another_tool_wrote_differently_are_read_too(tmp_path: Path) -> None:
@@ -112,35 +123,35 @@ def test_rows_that_another_tool_wrote_differently_are_read_too(tmp_path: Path) -
     rows = [json.loads(row(name).to_json()) for name in HOSTILE]
     text = [json.dumps(dict(sorted(values.items())), separators=(",", ":")) + "\n" for values in rows]
     path.write_text("".join(text))
-    assert missing(FinishedRows(path), *map(Image, HOSTILE)) == []
+    assert missing(FinishedRows(path), *map(image, HOSTILE)) == []
 
 
 @pytest.mark.parametrize("stamp", [Stamp(11, 20), Stamp(10, 21), None])
 def test_a_changed_file_is_classified_anew(tmp_path: Path, stamp: Stamp | None) -> None:
     finished = FinishedRows(journal_of(tmp_path, row("a"), row("b")))
-    assert missing(finished, Image("a"), Image("b", stamp)) == ["b"]
+    assert missing(finished, image("a"), image("b", stamp)) == ["b"]
     assert finished.replaced == 1
     assert finished.superseded
 
 
 def test_the_last_row_of_a_path_counts(tmp_path: Path) -> None:
     finished = FinishedRows(journal_of(tmp_path, row("a", size=9), row("b"), row("a")))
-    assert missing(finished, Image("a"), Image("b")) == []
+    assert missing(finished, image("a"), image("b")) == []
     assert finished.superseded
 
 
 def test_failed_images_are_skipped_unless_they_are_to_be_tried_again(tmp_path: Path) -> None:
     path = journal_of(tmp_path, failed("a"), row("b"))
     finished = FinishedRows(path)
-    assert missing(finished, Image("a"), Image("b")) == []
+    assert missing(finished, image("a"), image("b")) == []
     assert finished.skipped_failures == 1
-    assert missing(FinishedRows(path), Image("a"), Image("b"), retry_errors=True) == ["a"]
+    assert missing(FinishedRows(path), image("a"), image("b"), retry_errors=True) == ["a"]
 
 
 def test_what_was_not_there_is_always_looked_for_again(tmp_path: Path) -> None:
     path = journal_of(tmp_path, failed("a", size=None))
-    assert missing(FinishedRows(path), Image("a", None)) == ["a"]
-    assert missing(FinishedRows(path), Image("a")) == ["a"]
+    assert missing(FinishedRows(path), image("a", None)) == ["a"]
+    assert missing(FinishedRows(path), image("a")) == ["a"]
 
 
 # What the journal may look like
@@ -152,7 +163,7 @@ def test_a_torn_last_line_is_no_row(tmp_path: Path, cut: int) -> None:
     finished = FinishedRows(journal_of(tmp_path, row("a"), tail=whole[:-cut]))
     assert finished.count == 1
     assert finished.end == len(row("a").to_json()) + 1
-    assert missing(finished, Image("a"), Image("b")) == ["b"]
+    assert missing(finished, image("a"), image("b")) == ["b"]
 
 
 @pytest.mark.parametrize("tail", [b"\0" * 5000, b"\0" * 50 + b"\n" + b"\0" * 9, b'{"path": "x"}\n', b"[1]\n"])
@@ -169,7 +180,7 @@ def test_damage_between_rows_is_refused_with_its_line(tmp_path: Path) -> None:
 
 
 def test_an_empty_journal_has_no_rows(tmp_path: Path) -> None:
-    assert missing(FinishedRows(journal_of(tmp_path)), Image("a")) == ["a"]
+    assert missing(FinishedRows(journal_of(tmp_path)), image("a")) == ["a"]
 
 
 def test_compacting_keeps_the_last_row_of_every_path_in_order(tmp_path: Path) -> None:
@@ -198,8 +209,8 @@ def test_a_finished_run_is_added_to_and_a_changed_file_has_one_row(tmp_path: Pat
     with open_output(str(out), resume=True) as output:
         assert output.begin(RECORD) == []
         assert output.finished is not None
-        images = [Image("a", Stamp(11, 20)), Image("b"), Image("c")]
-        output.write([row(image.name, size=11) for image in output.finished.without(images)])
+        images = [image("a", Stamp(11, 20)), image("b"), image("c")]
+        output.write([row(item.name, size=11) for item in output.finished.without(images)])
         assert paths(out) == ["a", "b"]  # until the new one is whole
         output.complete()
         output.publish(COLUMNS)

@@ -14,47 +14,19 @@ import re
 from array import array
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, NamedTuple, Protocol, TypeVar
+from typing import IO
 
 import numpy as np
 
 from ..errors import UserError
+from ..sources import Item
 
 _LINE = re.compile(
-    rb'\{"path": "([^"\\]*(?:\\.[^"\\]*)*)"(?:, "size": (\d+), "mtime_ns": (-?\d+))?, "(label|error)": .+\}\n'
+    rb'\{"path": "([^"\\]*(?:\\.[^"\\]*)*)"'
+    rb'(?:, "size": (\d+), "mtime_ns": (-?\d+))?, "(?:label|(error))": .+\}\n'
 )
 _PARSED_TAIL = 1 << 23
 """Bytes at the end of which every line is parsed; a batch, written at once, is smaller unless it is huge."""
-
-
-class Stamp(Protocol):
-    """What tells that a file was changed."""
-
-    @property
-    def size(self) -> int: ...
-
-    @property
-    def mtime_ns(self) -> int: ...
-
-
-class Stamped(Protocol):
-    """An image that may have a row already."""
-
-    @property
-    def name(self) -> str: ...
-
-    def stamp(self) -> Stamp | None: ...
-
-
-_Image = TypeVar("_Image", bound=Stamped)
-
-
-class _Head(NamedTuple):
-    """What a line says before its ranking: 64 bits each of path and stamp, and whether it is an error."""
-
-    path: int
-    stamp: int
-    failed: bool
 
 
 class FinishedRows:
@@ -82,11 +54,10 @@ class FinishedRows:
         paths, stamps, failed = array("q"), array("q"), bytearray()
         self.end = 0
         with journal.open("rb") as file:
-            for head, line in _heads(file):
-                paths.append(head.path)
-                stamps.append(head.stamp)
-                failed.append(head.failed)
-                self.end += len(line)
+            for path, stamp, is_failure, self.end in _heads(file):
+                paths.append(path)
+                stamps.append(stamp)
+                failed.append(is_failure)
         self.count = len(paths)
         unsorted = np.array(paths, np.int64)
         # Stable: among rows of one path the last one, which counts, stays the last.
@@ -105,7 +76,7 @@ class FinishedRows:
         """Whether the journal has, or will have, more than one row of some image."""
         return self._has_duplicates or self.replaced > 0
 
-    def without(self, images: Iterable[_Image], *, retry_errors: bool = False) -> Iterator[_Image]:
+    def without(self, images: Iterable[Item], *, retry_errors: bool = False) -> Iterator[Item]:
         """The images that have no row yet, or whose file was changed since.
 
         What has no stamp, for example a file that was not found, counts as changed.
@@ -117,20 +88,21 @@ class FinishedRows:
         Yields:
             Those to classify, in the order given.
         """
+        paths, stamps = self._paths, self._stamps
         for image in images:
-            key = hash(_as_bytes(image.name))
-            at = bisect.bisect_right(self._paths, key) - 1
-            if at < 0 or self._paths[at] != key:
+            key = hash(image.name.encode("utf-8", "surrogatepass"))
+            at = bisect.bisect_right(paths, key) - 1
+            if at < 0 or paths[at] != key:
                 yield image
-            elif not self._is_current(at, image.stamp()) or (retry_errors and self._failed[at]):
+                continue
+            stamp = image.stamp()
+            is_current = stamp is not None and stamps[at] == hash(stamp)
+            if not is_current or (retry_errors and self._failed[at]):
                 self.replaced += 1
                 yield image
             else:
                 self.skipped += 1
                 self.skipped_failures += self._failed[at]
-
-    def _is_current(self, at: int, stamp: Stamp | None) -> bool:
-        return stamp is not None and self._stamps[at] == hash((stamp.size, stamp.mtime_ns))
 
 
 def compact(journal: Path, target: Path) -> None:
@@ -140,7 +112,7 @@ def compact(journal: Path, target: Path) -> None:
         OSError: One cannot be read, or the other not be written.
     """
     with journal.open("rb") as file:
-        paths = np.fromiter((head.path for head, _ in _heads(file)), np.int64)
+        paths = np.fromiter((path for path, _, _, _ in _heads(file)), np.int64)
     order = np.argsort(paths, kind="stable")
     is_last = np.ones(len(paths), bool)
     is_last[:-1] = paths[order][1:] != paths[order][:-1]
@@ -150,14 +122,22 @@ def compact(journal: Path, target: Path) -> None:
         copy.writelines(line for line, kept in zip(file, keep.tolist(), strict=False) if kept)
 
 
-def _heads(file: IO[bytes]) -> Iterator[tuple[_Head, bytes]]:
-    """The rows of a journal up to its incomplete end, with their lines."""
+def _heads(file: IO[bytes]) -> Iterator[tuple[int, int, bool, int]]:
+    """Of every row up to the incomplete end: 64 bits each of path and stamp, whether it failed, its end."""
     parse_from = os.fstat(file.fileno()).st_size - _PARSED_TAIL
-    position, damaged = 0, 0
+    match_line = _LINE.fullmatch
+    end = damaged = 0
     for number, line in enumerate(file, 1):
-        head = _head(line, whole=position >= parse_from)
-        position += len(line)
-        if head is None:
+        # A million times, so that nothing is called that need not be.
+        match = match_line(line) if end < parse_from else None
+        end += len(line)
+        if match is not None and not damaged:
+            path, size, mtime_ns, failed = match.groups()
+            if b"\\" in path:
+                path = json.loads(b'"%b"' % path).encode("utf-8", "surrogatepass")
+            stamp = _NO_STAMP if size is None else hash((int(size), int(mtime_ns)))
+            yield hash(path), stamp, failed is not None, end
+        elif (head := _parsed_head(line)) is None:
             damaged = damaged or number
         elif damaged:
             raise UserError(
@@ -165,22 +145,11 @@ def _heads(file: IO[bytes]) -> Iterator[tuple[_Head, bytes]]:
                 hint="mend or remove the line, or start afresh with --overwrite",
             )
         else:
-            yield head, line
+            yield *head, end
 
 
-def _head(line: bytes, *, whole: bool) -> _Head | None:
-    """``None`` for a line that is not a row."""
-    match = None if whole else _LINE.fullmatch(line)
-    if match is None:
-        return _parsed_head(line)
-    path, size, mtime_ns, kind = match.groups()
-    if b"\\" in path:
-        path = _as_bytes(json.loads(b'"%b"' % path))
-    stamp = _NO_STAMP if size is None else hash((int(size), int(mtime_ns)))
-    return _Head(hash(path), stamp, kind == b"error")
-
-
-def _parsed_head(line: bytes) -> _Head | None:
+def _parsed_head(line: bytes) -> tuple[int, int, bool] | None:
+    """The same of one line, parsed as a whole; ``None`` if it is not a row."""
     if not line.endswith(b"\n"):
         return None
     try:
@@ -190,11 +159,7 @@ def _parsed_head(line: bytes) -> _Head | None:
         stamp = hash((int(row["size"]), int(row["mtime_ns"]))) if "size" in row else _NO_STAMP
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
-    return _Head(hash(_as_bytes(row["path"])), stamp, "error" in row)
+    return hash(row["path"].encode("utf-8", "surrogatepass")), stamp, "error" in row
 
 
 _NO_STAMP = hash(())
-
-
-def _as_bytes(name: str) -> bytes:
-    return name.encode("utf-8", "surrogatepass")

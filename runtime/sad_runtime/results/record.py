@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
@@ -86,7 +87,10 @@ class RunRecord:
         text = json.dumps(to_plain(self, "", []), indent=2, ensure_ascii=True) + "\n"
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
         try:
-            temporary.write_text(text, encoding="utf-8")
+            with temporary.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())  # rows without a record cannot be gone on with
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)

@@ -8,14 +8,13 @@ import os
 import stat
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn, Protocol
+from typing import NamedTuple, NoReturn, Protocol
 
 from ..errors import ErrorCode, ImageError
 from ..images import MAX_FILE_BYTES
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Stamp:
+class Stamp(NamedTuple):
     """What tells a file from a later version of it.
 
     Attributes:
