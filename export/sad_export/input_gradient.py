@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from .gradient import Dgrad, Emitter, Target, covered, reverse, seed_at_maximum, without_rule
 from .gradient.reverse import dependents
-from .model import ForwardGraph, GraphError, finish, load_classifier
+from .model import ForwardGraph, GraphError, finish, frees_its_graph, load_classifier
 
 _NAMED_AT_MOST = 8
 
@@ -32,6 +32,7 @@ def unsupported_nodes(model: onnx.ModelProto | str | Path, *, logits: str | None
     return [f"{node.name}: {reason}" for node, reason in missing]
 
 
+@frees_its_graph
 def input_gradient(
     model: onnx.ModelProto | str | Path,
     *,

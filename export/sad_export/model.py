@@ -9,9 +9,11 @@ is wrong at once.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import functools
+import gc
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec
 
 import onnx
 import onnx_ir as ir
@@ -22,6 +24,8 @@ from sad_runtime.errors import UserError
 from .gradient.emitter import Dim, shape_of
 from .gradient.rules import is_constant, rule_of
 from .passes import EinsumLettersPass, ExpandFunctionsPass, NestedConcatsPass, ShapesPass
+
+_P = ParamSpec("_P")
 
 MINIMUM_OPSET = 13
 """ReduceSum and Squeeze take their axes as inputs from here on, and so do the gradients."""
@@ -192,6 +196,22 @@ def _the_logits(outputs: Sequence[ir.Value], name: str | None, problems: list[st
 
 def _text(shape: Sequence[Dim]) -> str:
     return "(" + ", ".join(str(n) for n in shape) + ")"
+
+
+def frees_its_graph(build: Callable[_P, onnx.ModelProto]) -> Callable[_P, onnx.ModelProto]:
+    """Decorate a function that loads a graph and serialises what became of it.
+
+    Nodes and values of a graph refer to each other, so it would keep a second copy of all weights until
+    Python next looks for cycles: a quarter of the memory at the peak, when the caller writes the file.
+    """
+
+    @functools.wraps(build)
+    def wrapper(*arguments: _P.args, **options: _P.kwargs) -> onnx.ModelProto:
+        proto = build(*arguments, **options)
+        gc.collect()
+        return proto
+
+    return wrapper
 
 
 def finish(model: ir.Model, *, what: str, metadata: Mapping[str, str] | None = None) -> onnx.ModelProto:

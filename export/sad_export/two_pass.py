@@ -24,7 +24,7 @@ from .gradient import Dgrad, Emitter, Target
 from .gradient.emitter import shape_of, static
 from .input_gradient import adopt, append_saliency, rename
 from .input_space import prepend_input_space
-from .model import GraphError, finish, load_classifier
+from .model import GraphError, finish, frees_its_graph, load_classifier
 
 Bound = float | Sequence[float]
 """A bound of x + ηS: one number, or one a channel."""
@@ -33,6 +33,7 @@ Bound = float | Sequence[float]
 _TINY = 1e-30
 
 
+@frees_its_graph
 def two_pass(
     model: onnx.ModelProto | str | Path,
     *,

@@ -280,6 +280,8 @@ class _Walk:
         if array is None:
             return False
         self._replace(output, array)
+        for i in range(len(node.inputs)):
+            node.replace_input_with(i, None)  # or its constants would count as used
         self.graph.remove(node, safe=False)
         return True
 

@@ -67,6 +67,12 @@ def test_constants_are_folded_and_the_image_is_not() -> None:
     assert [n.op_type for n in graph] == ["MatMul"]
 
 
+def test_a_weight_that_was_folded_into_another_is_dropped() -> None:
+    nodes = [node("Transpose", ["w"], ["t"], perm=[1, 0]), node("MatMul", ["x", "t"])]
+    graph = normal_form(nodes, ["N", 3], {"w": np.ones((5, 3))})
+    assert [list(value.shape) for value in graph.initializers.values()] == [[3, 5]]
+
+
 def test_an_expanded_constant_stays_small() -> None:
     nodes = [node("Expand", ["c", "s"], ["e"]), node("Add", ["x", "e"])]
     graph = normal_form(nodes, ["N", 1000, 1000], {"c": np.ones((1, 1, 1)), "s": np.array([1, 1000, 1000])})
