@@ -25,6 +25,8 @@ _PACKAGES = {
     "torchvision": "calibrate",
     "safetensors": "calibrate",
     "sklearn": "calibrate",
+    "matplotlib": "benchmark",
+    "pyarrow": "parquet",
 }
 _DISTRIBUTIONS = {"sklearn": "scikit-learn", "onnx_ir": "onnx-ir", "tensorrt_rtx": "tensorrt-rtx"}
 

@@ -17,6 +17,7 @@ import typer
 from sad_runtime.errors import UserError
 from sad_runtime.version import __version__
 
+from .benchmark import benchmark
 from .calibrate import calibrate
 from .console import print_error, print_hint
 from .doctor import doctor
@@ -44,7 +45,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (calibrate, export, infer, inspect, gradient, doctor):
+for command in (calibrate, export, infer, benchmark, inspect, gradient, doctor):
     app.command()(command)
 
 
