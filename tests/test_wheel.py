@@ -94,12 +94,21 @@ def test_infer_runs_without_torch_and_onnx(clean: Path, job: Path) -> None:
         entry["name"].lower() for entry in json.loads(run(clean / "pip", "list", "--format", "json"))
     }
     assert not installed & {"torch", "onnx", "onnx-ir", "torchvision", "scikit-learn"}
-    run(clean / "sad-deploy", "infer", "images/", "--saliency", "overlays", cwd=job, code=3)
+    pictures = ("--saliency", "overlays", "--report", "report.html")
+    run(clean / "sad-deploy", "infer", "images/", *pictures, cwd=job, code=3)
     rows = [json.loads(line) for line in (job / "predictions.jsonl").read_text().splitlines()]
     assert [Path(row["path"]).name for row in rows] == ["0.png", "1.png", "broken.jpg"]
     assert rows[0]["class"] in "abcde"
     assert "error" in rows[2]
     assert len(list((job / "overlays").rglob("*.png"))) == 2
+    assert "broken.jpg" in (job / "report.html").read_text()
+
+
+def test_benchmark_runs_without_onnx_and_leaves_the_single_pass_out(clean: Path, job: Path) -> None:
+    run(clean / "sad-deploy", "benchmark", "--batch", "2", "--seconds", "0", cwd=job)
+    (measured,) = json.loads((job / "benchmark.json").read_text())["runs"]
+    assert measured["single_pass"] is None
+    assert measured["two_passes"]["images_per_second"] > 0
 
 
 def test_inspect_and_doctor_run_without_torch(clean: Path, job: Path) -> None:
@@ -115,6 +124,8 @@ def test_inspect_and_doctor_run_without_torch(clean: Path, job: Path) -> None:
         (["calibrate"], "calibrate"),
         (["export", "sad-model"], "calibrate"),
         (["export", "f.onnx", "--eta", "1"], "export"),
+        (["benchmark", "--plot", "p.png"], "benchmark"),
+        (["infer", "images", "--out", "p.parquet"], "parquet"),
     ],
 )
 def test_a_missing_extra_is_one_line(clean: Path, job: Path, command: list[str], extra: str) -> None:
