@@ -10,10 +10,12 @@ import onnx
 import torch
 from torch import nn
 
+from sad_export.precision import FP32, Variant, write_verified
 from sad_export.tensorrt import EngineInfo, build_engine
 from sad_export.tensorrt.flavors import choose_flavor
+from sad_export.tolerances import TOLERANCES
 from sad_export.two_pass import two_pass
-from sad_export.verify import Array, Verification, verify
+from sad_export.verify import Array, Verification
 from sad_runtime.bundle import Bundle, write_bundle
 from sad_runtime.errors import BundleError
 from sad_runtime.manifest import Engine, Graph, Manifest
@@ -24,6 +26,8 @@ from .fold import fold_batchnorm
 from .to_onnx import to_onnx
 
 GRAPH_FILE = "model.onnx"
+"""Name of the float32 graph; other precisions are put before the suffix: ``model.fp16.onnx``."""
+
 _REFERENCE_BATCH = 16
 
 
@@ -41,20 +45,35 @@ class EngineRequest:
 
 
 @dataclasses.dataclass(frozen=True)
+class ExportedGraph:
+    """One graph that an export wrote.
+
+    Attributes:
+        file: Its name in the bundle.
+        verification: Its figures against PyTorch.
+        bytes: Its size.
+        shortfalls: The figures outside their tolerance; empty unless ``allow_inaccurate`` kept it.
+    """
+
+    file: str
+    verification: Verification
+    bytes: int
+    shortfalls: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
 class Exported:
     """What an export made.
 
     Attributes:
         bundle: The new bundle, verified.
-        verification: Figures of the graph against PyTorch.
-        graph_bytes: Size of the ONNX file.
+        graphs: What was written, float32 first.
         engine: The engine, if one was built.
-        removed: Engines of the earlier export that were not built again.
+        removed: Engines of an earlier export of the same precision that were not built again.
     """
 
     bundle: Bundle
-    verification: Verification
-    graph_bytes: int
+    graphs: tuple[ExportedGraph, ...]
     engine: EngineInfo | None
     removed: tuple[str, ...]
 
@@ -64,17 +83,22 @@ def export_bundle(
     *,
     dgrad: str = "auto",
     target: str = "portable",
+    variant: Variant = FP32,
+    allow_inaccurate: bool = False,
     engine: EngineRequest | None = None,
     status: Callable[[str], None] = lambda message: None,
 ) -> Exported:
-    """Add the two-pass graph, and an engine if asked for, to a calibrated bundle.
+    """Add the two-pass graph in one precision, and an engine if asked for, to a calibrated bundle.
 
-    Graphs and engines of an earlier export are replaced, all of them: they belong together.
+    The graph and the engines of an earlier export in the same precision are replaced; those of other
+    precisions stay. A bundle always has its float32 graph: it is written too where it is missing.
 
     Args:
         bundle: As ``sad-deploy calibrate`` wrote it.
         dgrad: How convolutions are differentiated.
-        target: ``portable``, or ``cpu`` for the fastest form in onnxruntime on the CPU.
+        target: ``portable``, or ``cpu`` for the fastest form in onnxruntime on the CPU; float32 only.
+        variant: The precision of the second pass and that of the saliency.
+        allow_inaccurate: Keep a graph in lower precision whose figures are outside their tolerance.
         engine: What to build with TensorRT, if anything.
         status: Told what is being done.
 
@@ -87,12 +111,52 @@ def export_bundle(
     """
     # First what can be refused at once, then the work.
     flavor = choose_flavor(engine.flavor) if engine else None
+    variant.check_target(target)
     images = sample_images(bundle)
     model, manifest = load_calibrated(bundle)
     status("exporting the folded network to ONNX")
+    forward = to_onnx(fold_batchnorm(model), manifest.preprocessing.shape)
+    reference = torch_reference(model, manifest, images)
+    has_fp32 = any(graph.precision == FP32.label for graph in manifest.graphs)
+    variants = [variant] if variant.is_fp32 or has_fp32 else [FP32, variant]
+    replaced = {each.label for each in variants}
+    old_engines = [each for each in manifest.engines if each.precision in replaced]
+    stale = {graph.file for graph in manifest.graphs if graph.precision in replaced}
+    stale |= {file for each in old_engines for file in (each.file, each.sidecar)}
+    graphs = {graph.precision: graph for graph in manifest.graphs}
+    engines = [each for each in manifest.engines if each.precision not in replaced]
+    with write_bundle(bundle.root) as draft:
+        draft.keep(bundle, *(name for name in manifest.files if name not in stale))
+        made = []
+        for each in variants:
+            path = draft.path(each.suffixed(GRAPH_FILE))
+            chosen_dgrad = each.dgrad(dgrad)
+            graph = _two_pass(forward, manifest, dgrad=chosen_dgrad, target=target)
+            status(f"verifying {path.name} against PyTorch on {len(images)} real images")
+            figures = write_verified(graph, path, each, images, reference, allow_inaccurate=allow_inaccurate)
+            shortfalls = tuple(figures.shortfalls(TOLERANCES[each.lowest]))
+            made.append(ExportedGraph(path.name, figures, path.stat().st_size, shortfalls))
+            graphs[each.label] = Graph(path.name, each.label, chosen_dgrad, target, figures.as_dict())
+        info = None
+        if engine is not None and flavor is not None:
+            status(f"building the TensorRT engine ({flavor})")
+            plan, sidecar = (f"engines/{path.stem}.{flavor}.{suffix}" for suffix in ("plan", "json"))
+            info = build_engine(path, draft.path(plan), flavor=flavor, batch=engine.batch)
+            engines.append(Engine(plan, sidecar, path.name, flavor.value, variant.label))
+        ordered = tuple(
+            sorted(graphs.values(), key=lambda graph: (graph.precision != FP32.label, graph.file))
+        )
+        draft.manifest = dataclasses.replace(manifest, graphs=ordered, engines=tuple(engines), files={})
+    built = {each.file for each in engines}
+    removed = tuple(each.file for each in old_engines if each.file not in built)
+    return Exported(Bundle.open(bundle.root), tuple(made), info, removed)
+
+
+def _two_pass(forward: onnx.ModelProto, manifest: Manifest, *, dgrad: str, target: str) -> onnx.ModelProto:
+    """The float32 graph, with everything that calibration decided."""
     defence, space = manifest.defence, manifest.input_space
-    graph = two_pass(
-        to_onnx(fold_batchnorm(model), manifest.preprocessing.shape),
+    return two_pass(
+        forward,
         eta=defence.eta,
         normalization=defence.normalization,
         clip=defence.bounds(space),
@@ -101,28 +165,6 @@ def export_bundle(
         mean=space.mean,
         std=space.std,
     )
-    reference = torch_reference(model, manifest, images)
-    stale = {graph.file for graph in manifest.graphs}
-    stale |= {file for engine in manifest.engines for file in (engine.file, engine.sidecar)}
-    with write_bundle(bundle.root) as draft:
-        draft.keep(bundle, *(name for name in manifest.files if name not in stale))
-        graph_path = draft.path(GRAPH_FILE)
-        onnx.save(graph, str(graph_path))
-        status(f"verifying it against PyTorch on {len(images)} real images")
-        verification = verify(graph_path, images, reference)
-        graphs = (Graph(GRAPH_FILE, "fp32", dgrad, target, verification.as_dict()),)
-        engines: tuple[Engine, ...] = ()
-        info = None
-        if engine is not None and flavor is not None:
-            status(f"building the TensorRT engine ({flavor})")
-            plan, sidecar = f"engines/model.{flavor}.plan", f"engines/model.{flavor}.json"
-            info = build_engine(graph_path, draft.path(plan), flavor=flavor, batch=engine.batch)
-            engines = (Engine(plan, sidecar, GRAPH_FILE, flavor.value, info.precision),)
-        draft.manifest = dataclasses.replace(manifest, graphs=graphs, engines=engines, files={})
-        graph_bytes = graph_path.stat().st_size
-    built = {engine.file for engine in engines}
-    removed = tuple(engine.file for engine in manifest.engines if engine.file not in built)
-    return Exported(Bundle.open(bundle.root), verification, graph_bytes, info, removed)
 
 
 def sample_images(bundle: Bundle) -> Array:

@@ -18,9 +18,11 @@ from sad_runtime.preprocess import load
 from sad_runtime.sources import open_sources
 
 from .model import GraphError
+from .precision import FP32, Variant, refuse_half_precision, write_verified
 from .tensorrt import EngineInfo, build_engine
+from .tolerances import TOLERANCES
 from .two_pass import two_pass
-from .verify import Array
+from .verify import Array, Verification, run_graph
 from .verify_forward import ForwardVerification, verify_forward
 
 IMAGES_VERIFIED = 16
@@ -32,13 +34,17 @@ class ForwardExport:
 
     Attributes:
         graph: The two-pass file.
-        verification: Figures of the check against the forward graph.
+        verification: Figures of the float32 graph against the forward graph.
         engine: The engine beside it, if one was built.
+        lowered: Figures of the file against the float32 graph, in lower precision.
+        shortfalls: Those outside their tolerance; empty unless ``allow_inaccurate`` kept it.
     """
 
     graph: Path
     verification: ForwardVerification
     engine: EngineInfo | None
+    lowered: Verification | None = None
+    shortfalls: tuple[str, ...] = ()
 
 
 def export_forward(
@@ -53,6 +59,8 @@ def export_forward(
     logits: str | None = None,
     dgrad: str = "auto",
     target: str = "portable",
+    variant: Variant = FP32,
+    allow_inaccurate: bool = False,
     flavor: Flavor | None = None,
     batch: tuple[int, int, int] = (1, 8, 64),
 ) -> ForwardExport:
@@ -68,7 +76,9 @@ def export_forward(
         images: Folder of real images to verify on. Without one, smoothed noise stands in.
         logits: Name of the logits where the graph has several outputs.
         dgrad: How convolutions are differentiated.
-        target: ``portable`` or ``cpu``.
+        target: ``portable`` or ``cpu``; float32 only.
+        variant: The precision of the second pass and that of the saliency.
+        allow_inaccurate: Keep a graph in lower precision whose figures are outside their tolerance.
         flavor: Which TensorRT builds an engine, if any.
         batch: Profile of the engine.
 
@@ -76,11 +86,12 @@ def export_forward(
         UserError: The graph, an argument or an image folder cannot be used, the check failed, or TensorRT
             refused; nothing was written.
     """
+    variant.check_target(target)
     graph = two_pass(
         forward,
         eta=eta,
         normalization=normalization,
-        dgrad=dgrad,
+        dgrad=variant.dgrad(dgrad),
         target=target,
         logits=logits,
         mean=mean,
@@ -98,6 +109,7 @@ def export_forward(
             f"{forward} cannot be deployed: {' and '.join(problems)}",
             hint="export it in float32 with a dynamic batch",
         )
+    refuse_half_precision(graph)
     channels, height, width = (dim.dim_value for dim in chw)
     pixels = _real(images, channels, height, width) if images else _noise(channels, height, width)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -115,6 +127,14 @@ def export_forward(
             std=std,
             logits=logits,
         )
+        lowered = None
+        shortfalls: list[str] = []
+        if not variant.is_fp32:
+            in_float32 = run_graph(draft, pixels)
+            lowered = write_verified(
+                graph, draft, variant, pixels, in_float32, allow_inaccurate=allow_inaccurate
+            )
+            shortfalls = lowered.shortfalls(TOLERANCES[variant.lowest])
         info = None
         if flavor is not None:
             plan = out.with_suffix(f".{flavor}.plan")
@@ -123,7 +143,7 @@ def export_forward(
             info.engine.replace(plan)
             info = dataclasses.replace(info, engine=plan, sidecar=out.with_name(info.sidecar.name))
         draft.replace(out)
-    return ForwardExport(out, verification, info)
+    return ForwardExport(out, verification, info, lowered, tuple(shortfalls))
 
 
 def _real(folder: Path, channels: int, height: int, width: int) -> Array:

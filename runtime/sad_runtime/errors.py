@@ -66,7 +66,7 @@ class ErrorCode(enum.StrEnum):
     UNSUPPORTED = "unsupported"
     """A valid image in a colour mode that has no defined conversion, for example 32-bit floats."""
     NON_FINITE = "non-finite"
-    """The image was read, but an output (logits, plain logits or the saliency, if asked for) is not finite."""
+    """The image was read, but an output (logits of a pass, or the saliency if asked for) is not finite."""
 
 
 class ImageError(UserError):

@@ -187,7 +187,8 @@ class Graph:
 
     Attributes:
         file: Path inside the bundle.
-        precision: ``fp32`` and later ``fp16``, ``bf16``, ``int8``.
+        precision: ``fp32``, ``fp16`` or ``bf16``; ``fp32-fp16`` where the second pass is in fp32, and
+            what gives the saliency, first pass and backward, in fp16.
         dgrad: How the backward convolutions were written.
         target: What the graph was written for: ``portable`` or ``cpu``.
         verification: Figures of the comparison with PyTorch on real images.

@@ -37,6 +37,14 @@ class DgradOption(enum.StrEnum):
     CONV = "conv"
 
 
+class PrecisionOption(enum.StrEnum):
+    """Element type of weights and values."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    BF16 = "bf16"
+
+
 class TargetOption(enum.StrEnum):
     """What the graph is written for."""
 
@@ -62,6 +70,17 @@ def export(
     target: Annotated[
         TargetOption, typer.Option(help="cpu: the same results, faster in onnxruntime on the CPU; no engine.")
     ] = TargetOption.PORTABLE,
+    precision: Annotated[
+        PrecisionOption,
+        typer.Option(help="Type that the graph computes in; a bundle holds one graph of each."),
+    ] = PrecisionOption.FP32,
+    saliency_precision: Annotated[
+        PrecisionOption | None,
+        typer.Option(help="Another type for the first pass and the gradient.", show_default="as --precision"),
+    ] = None,
+    allow_inaccurate: Annotated[
+        bool, typer.Option("--allow-inaccurate", help="Keep fp16 or bf16 also below its tolerance.")
+    ] = False,
     eta: Annotated[
         float | None, typer.Option(help="forward.onnx only: the hybridization ratio.", show_default=False)
     ] = None,
@@ -95,6 +114,7 @@ def export(
         raise UserError(
             "--trt builds its engine from the portable graph", hint="leave out --target cpu, or --trt"
         )
+    chosen = (precision.value, saliency_precision.value if saliency_precision else None)
     bare_only = {
         "--eta": eta, "--normalization": normalization, "--mean": mean, "--std": std,
         "--images": images, "--logits": logits, "--out": out,
@@ -105,11 +125,14 @@ def export(
                 f"a bare graph needs --eta: {source} says nothing of it", hint="for example --eta 0.05"
             )
         require("onnx_ir", extra="export", need="sad-deploy export")
-        out = out or source.with_suffix(".sad.onnx")
-        refuse_same_file(source, out)
         from sad_export.export_forward import export_forward
+        from sad_export.precision import Variant
         from sad_export.tensorrt.flavors import choose_flavor
+        from sad_runtime.backends.tensorrt import Flavor
 
+        variant = Variant.of(*chosen)
+        out = out or source.with_name(variant.suffixed(f"{source.stem}.sad.onnx"))
+        refuse_same_file(source, out)
         if images is None:
             print_warning("verifying on noise: give a folder of real images with --images")
         made = export_forward(
@@ -123,31 +146,44 @@ def export(
             logits=logits,
             dgrad=dgrad.value,
             target=target.value,
+            variant=variant,
+            allow_inaccurate=allow_inaccurate,
             flavor=choose_flavor(flavor.value) if trt else None,
             batch=profile,
         )
-        _print_figures(f"{made.graph} against {source}", dataclasses.asdict(made.verification))
-        print_status(f"{made.graph}: {made.graph.stat().st_size / 1e6:.2f} MB, verified")
+        in_fp32 = "" if variant.is_fp32 else "its float32 form "
+        _print_figures(f"{in_fp32 or made.graph} against {source}", dataclasses.asdict(made.verification))
+        if made.lowered is not None:
+            _print_figures(f"{made.graph} against its float32 form", made.lowered.as_dict())
+        _print_written(str(made.graph), made.graph.stat().st_size, made.shortfalls)
         info = made.engine
-        for stale in sorted(out.parent.glob(f"{out.stem}.*.plan")):
-            if info is None or stale != info.engine:
+        for stale in (out.with_suffix(f".{each}.plan") for each in Flavor):
+            if stale.exists() and (info is None or stale != info.engine):
                 print_warning(f"{stale} is of an earlier graph: build it again with --trt, or delete it")
     else:
         if given := [name for name, value in bare_only.items() if value is not None]:
             raise UserError(f"{', '.join(given)} only go with a bare forward.onnx; a bundle brings its own")
-        info = _export_bundle(source, dgrad.value, target.value, (flavor.value, profile) if trt else None)
+        engine = (flavor.value, profile) if trt else None
+        info = _export_bundle(source, dgrad.value, target.value, chosen, allow_inaccurate, engine)
     if info is not None:
         _print_engine(info)
 
 
 def _export_bundle(
-    source: Path, dgrad: str, target: str, engine: tuple[str, tuple[int, int, int]] | None
+    source: Path,
+    dgrad: str,
+    target: str,
+    chosen: tuple[str, str | None],
+    allow_inaccurate: bool,
+    engine: tuple[str, tuple[int, int, int]] | None,
 ) -> EngineInfo | None:
     from sad_runtime.bundle import Bundle
 
     bundle = Bundle.open(source)
     require("torch", extra="calibrate", need="sad-deploy export of a bundle")
     require("onnx_ir", extra="calibrate", need="sad-deploy export of a bundle")
+    from sad_export.precision import Variant
+
     from ..deployment import EngineRequest, export_bundle
 
     with interruptible(f"{source} is unchanged"):
@@ -155,14 +191,24 @@ def _export_bundle(
             bundle,
             dgrad=dgrad,
             target=target,
+            variant=Variant.of(*chosen),
+            allow_inaccurate=allow_inaccurate,
             engine=EngineRequest(*engine) if engine else None,
             status=print_status,
         )
-    _print_figures(f"{source}/model.onnx against PyTorch", exported.verification.as_dict())
-    print_status(f"{source}/model.onnx: {exported.graph_bytes / 1e6:.2f} MB, verified")
+    for graph in exported.graphs:
+        name = f"{source}/{graph.file}"
+        _print_figures(f"{name} against PyTorch", graph.verification.as_dict())
+        _print_written(name, graph.bytes, graph.shortfalls)
     for engine_file in exported.removed:
         print_warning(f"removed {engine_file}, of the earlier graph; --trt builds a new one")
     return exported.engine
+
+
+def _print_written(name: str, size: int, shortfalls: tuple[str, ...]) -> None:
+    print_status(f"{name}: {size / 1e6:.2f} MB, {'kept as it is' if shortfalls else 'verified'}")
+    if shortfalls:
+        print_warning(f"{name} is below its tolerance: {'; '.join(shortfalls)}")
 
 
 def _print_figures(title: str, figures: dict[str, float]) -> None:

@@ -119,6 +119,14 @@ def infer(
             rich_help_panel=_RUNNING,
         ),
     ] = BackendChoice.AUTO,
+    precision: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="Which of the bundle's graphs: fp32, fp16, bf16, fp32-fp16, …",
+            rich_help_panel=_RUNNING,
+        ),
+    ] = "fp32",
     batch_size: Annotated[
         int,
         typer.Option(min=1, metavar="N", help="Images the backend gets at once.", rich_help_panel=_RUNNING),
@@ -169,9 +177,10 @@ def infer(
             raise UserError(
                 f"--report is made from a result file, but --out is {out}", hint="give --out a file's name"
             )
-        classifier = stack.enter_context(Classifier.load(opened, backend=backend))
+        classifier = stack.enter_context(Classifier.load(opened, backend=backend, precision=precision))
         print_status(f"backend {classifier.backend_name} ({classifier.backend_reason})")
         decisive = {
+            "precision": precision,
             "format": str(table or ResultFormat.of(out)),
             "top-k": top_k,
             "logits": logits,

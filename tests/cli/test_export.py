@@ -1,18 +1,28 @@
-"""``sad-deploy export`` of a bare forward graph, and its wrong uses."""
+"""``sad-deploy export`` of a bare forward graph, of a bundle in lower precision, and wrong uses."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
+import torch
 import typer
-from models import forward_onnx, small_cnn
+from models import forward_onnx, randomised, small_cnn
 from typer.testing import CliRunner
 
+from sad_deploy.calibrated import write_calibrated
 from sad_deploy.cli.export import export
-from sad_runtime.errors import UserError
+from sad_deploy.data import ImageSet
+from sad_deploy.data.digits import PREPROCESSING
+from sad_deploy.models import build_model
+from sad_runtime.bundle import Bundle
+from sad_runtime.classifier import Classifier
+from sad_runtime.errors import BackendError, BundleError, UserError
+from sad_runtime.manifest import Defence, InputSpace, Manifest, ModelSource
 
 app = typer.Typer(pretty_exceptions_enable=False)
 app.command()(export)
@@ -104,6 +114,8 @@ def test_a_fixed_batch_is_refused(tmp_path: Path) -> None:
         (["{forward}", "--eta", "0.1", "--batch", "8:4:2"], "must ascend"),
         (["{forward}", "--eta", "0.1", "--trt", "--target", "cpu"], "portable graph"),
         (["{forward}", "--eta", "0.1", "--out", "{forward}"], "is the graph that is read"),
+        (["{forward}", "--eta", "0.1", "--target", "cpu", "--precision", "fp16"], "is for float32, not fp16"),
+        (["{forward}", "--eta", "0.1", "--target", "cpu", "--saliency-precision", "bf16"], "not fp32-bf16"),
         (["absent.onnx", "--eta", "0.1"], "no ONNX file"),
         (["absent", "--eta", "0.1"], "only go with a bare forward.onnx"),
         (["absent"], "absent"),
@@ -118,3 +130,151 @@ def test_wrong_use_is_refused_and_nothing_is_written(
     assert message in caught.value.message
     assert list(tmp_path.iterdir()) == []
     assert [p.name for p in forward.parent.iterdir()] == ["forward.onnx"]
+
+
+def digit_images(count: int = 24) -> ImageSet:
+    """Real ones, 16×16."""
+    from sklearn.datasets import load_digits
+
+    pixels = np.kron(load_digits().images[:count], np.ones((2, 2))) * 15.9
+    return ImageSet(pixels.astype(np.uint8)[:, None], None)
+
+
+def write_bundle_of(model: torch.nn.Module, folder: Path, samples: ImageSet | None) -> Path:
+    manifest = Manifest(
+        model=ModelSource("digits", 10),
+        classes=tuple(map(str, range(10))),
+        preprocessing=PREPROCESSING,
+        input_space=InputSpace((0.3,), (0.3,)),
+        defence=Defence(0.4),
+        calibration={},
+    )
+    write_calibrated(folder, model, manifest, samples)
+    return folder
+
+
+def digits_model() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return randomised(build_model("digits", 10))
+
+
+@pytest.fixture(scope="module")
+def calibrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle that has not been exported; tests copy it."""
+    return write_bundle_of(digits_model(), tmp_path_factory.mktemp("calibrated") / "b", digit_images())
+
+
+@pytest.fixture(scope="module")
+def in_fp16(calibrated: Path) -> Path:
+    """The bundle with its graph and engine in fp16, and the float32 graph that comes with them."""
+    folder = calibrated.with_name("fp16")
+    shutil.copytree(calibrated, folder)
+    printed = run(str(folder), "--precision", "fp16", "--trt", "--flavor", "rtx", "--batch", "1:2:4")
+    assert "model.onnx against PyTorch" in printed
+    assert "model.fp16.onnx against PyTorch" in printed
+    return folder
+
+
+def test_a_bundle_gets_a_graph_and_an_engine_in_lower_precision_beside_float32(in_fp16: Path) -> None:
+    manifest = Bundle.open(in_fp16).manifest
+    assert [(g.file, g.precision) for g in manifest.graphs] == [
+        ("model.onnx", "fp32"),
+        ("model.fp16.onnx", "fp16"),
+    ]
+    figures = manifest.graphs[1].verification
+    assert figures["label_agreement"] == 1
+    assert 0.995 <= figures["saliency_cosine_median"] < 1
+    (engine,) = manifest.engines
+    assert (engine.file, engine.graph, engine.precision) == (
+        "engines/model.fp16.rtx.plan",
+        "model.fp16.onnx",
+        "fp16",
+    )
+    size = {g.precision: (in_fp16 / g.file).stat().st_size for g in manifest.graphs}
+    assert size["fp16"] < 0.6 * size["fp32"]
+
+
+def test_another_precision_leaves_those_there_and_the_same_replaces_its_engines(
+    in_fp16: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "b"
+    shutil.copytree(in_fp16, folder)
+    run(str(folder), "--precision", "fp32", "--saliency-precision", "fp16")
+    manifest = Bundle.open(folder).manifest
+    assert [g.precision for g in manifest.graphs] == ["fp32", "fp16", "fp32-fp16"]
+    assert [e.precision for e in manifest.engines] == ["fp16"]
+    run(str(folder), "--precision", "fp16")
+    manifest = Bundle.open(folder).manifest
+    assert [g.precision for g in manifest.graphs] == ["fp32", "fp16", "fp32-fp16"]
+    assert manifest.engines == ()
+    assert not (folder / "engines").exists()
+
+
+def test_a_bundle_runs_in_the_precision_asked_for_and_names_those_it_has(in_fp16: Path) -> None:
+    images = digit_images().images.astype(np.float32) / np.float32(255)
+    logits = {}
+    for precision in ("fp32", "fp16"):
+        with Classifier.load(in_fp16, backend="cpu", precision=precision) as classifier:
+            logits[precision] = classifier.predict(images).logits
+    assert not np.array_equal(logits["fp16"], logits["fp32"])
+    assert np.array_equal(logits["fp16"].argmax(1), logits["fp32"].argmax(1))
+    with pytest.raises(BundleError, match="has no bf16 graph, only fp16, fp32") as caught:
+        Classifier.load(in_fp16, backend="cpu", precision="bf16")
+    assert "--precision bf16" in str(caught.value.hint)
+
+
+def test_a_bf16_graph_is_for_engines(calibrated: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "b"
+    shutil.copytree(calibrated, folder)
+    run(str(folder), "--precision", "bf16")
+    graph = Bundle.open(folder).graph("bf16")
+    assert graph.dgrad == "conv"
+    assert graph.verification["saliency_cosine_median"] >= 0.98
+    with pytest.raises(BackendError, match="onnxruntime's CPU has no bf16 kernels"):
+        Classifier.load(folder, backend="cpu", precision="bf16")
+
+
+def test_a_precision_below_its_tolerance_leaves_the_bundle_as_it_was(tmp_path: Path) -> None:
+    """Activations beyond 65504, from weights that fit."""
+    model = digits_model()
+    last = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)][-1]
+    last.weight.data *= 1e5
+    folder = write_bundle_of(model, tmp_path / "b", digit_images())
+    before = sorted((path.name, path.read_bytes()) for path in folder.iterdir())
+    with pytest.raises(UserError, match="differs from its reference on 24 images") as caught:
+        run(str(folder), "--precision", "fp16", "--allow-inaccurate")
+    assert "bf16" in str(caught.value.hint)
+    assert sorted((path.name, path.read_bytes()) for path in folder.iterdir()) == before
+
+
+def test_a_bundle_without_samples_is_refused_in_any_precision(tmp_path: Path) -> None:
+    folder = write_bundle_of(digits_model(), tmp_path / "b", None)
+    with pytest.raises(BundleError, match="holds no sample images"):
+        run(str(folder), "--precision", "fp16")
+
+
+def test_a_bare_graph_in_lower_precision_is_compared_with_its_float32_form(
+    forward: Path, tmp_path: Path
+) -> None:
+    source = tmp_path / "f.onnx"
+    shutil.copy(forward, source)
+    printed = run(str(source), "--eta", "0.05", "--precision", "fp16", "--trt", "--flavor", "rtx")
+    assert "slope error" in printed
+    assert "against its float32 form" in printed
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "f.onnx",
+        "f.sad.fp16.onnx",
+        "f.sad.fp16.rtx.json",
+        "f.sad.fp16.rtx.plan",
+    ]
+
+
+def test_a_classifier_in_half_precision_is_refused(forward: Path, tmp_path: Path) -> None:
+    from half_precision import in_half_precision
+
+    source = tmp_path / "half.onnx"
+    onnx.save(in_half_precision(onnx.load(str(forward))), str(source))
+    for precision in ("fp32", "fp16"):
+        with pytest.raises(UserError, match="half precision already"):
+            run(str(source), "--eta", "0.05", "--precision", precision)
+    assert [path.name for path in tmp_path.iterdir()] == ["half.onnx"]

@@ -22,6 +22,7 @@ from sad_runtime.devices import cuda_devices
 from sad_runtime.errors import UserError
 from sad_runtime.version import __version__
 
+from ..precision import PRECISION_KEY
 from .flavors import choose_flavor
 
 SIDECAR_SCHEMA = 1
@@ -45,7 +46,7 @@ class EngineInfo:
         sidecar: Path of the JSON beside it.
         flavor: ``rtx`` or ``tensorrt``.
         version: Of the TensorRT package; an engine runs on the version that built it.
-        precision: Element type of the weights.
+        precision: As the graph names it (``fp16``, ``fp32-fp16``), else the weights' element type.
         target: GPUs that it runs on.
         batch: Smallest, best and largest batch.
         input_shape: (C, H, W).
@@ -182,9 +183,13 @@ def _parsed(trt: Any, builder: Any, log: Any, onnx_path: Path) -> Any:
 
 
 def _precision(onnx_path: Path) -> str:
-    """The type that most weight elements have."""
+    """What the graph says of itself, else the type that most weight elements have."""
+    model = onnx.load(str(onnx_path), load_external_data=False)
+    for entry in model.metadata_props:
+        if entry.key == PRECISION_KEY:
+            return str(entry.value)
     elements: collections.Counter[int] = collections.Counter()
-    for tensor in onnx.load(str(onnx_path), load_external_data=False).graph.initializer:
+    for tensor in model.graph.initializer:
         elements[tensor.data_type] += math.prod(tensor.dims)
     ((kind, _),) = elements.most_common(1) or [(onnx.TensorProto.FLOAT, 0)]
     return _TYPES.get(kind, "int8")

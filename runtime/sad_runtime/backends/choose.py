@@ -67,6 +67,11 @@ def _open(bundle: Bundle, choice: BackendChoice, precision: str) -> Backend:
     backend: Backend
     if choice in (BackendChoice.CPU, BackendChoice.CUDA):
         name = bundle.graph(precision).file
+        if choice is BackendChoice.CPU and "bf16" in precision:
+            raise BackendError(
+                f"onnxruntime's CPU has no bf16 kernels, so {name} does not run on it",
+                hint="a TensorRT engine runs it; on the CPU use --precision fp32",
+            )
         backend = OnnxRuntimeBackend(bundle.file(name), Provider(choice.value))
     else:
         flavor = Flavor(choice.value)

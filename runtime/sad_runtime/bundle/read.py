@@ -119,7 +119,7 @@ class Bundle:
             has = ", ".join(sorted({graph.precision for graph in self.manifest.graphs}))
             raise BundleError(
                 f"{self.root} has no {precision} graph, only {has}",
-                hint=f"sad-deploy export {self.root} --precision {precision}",
+                hint=f"sad-deploy export {self.root}{_options(precision)}",
             )
         raise BundleError(f"{self.root} has no exported graph yet", hint=f"sad-deploy export {self.root}")
 
@@ -134,8 +134,16 @@ class Bundle:
                 return engine
         raise BundleError(
             f"{self.root} has no {flavor} engine of precision {precision}",
-            hint=f"sad-deploy export {self.root} --trt --flavor {flavor}",
+            hint=f"sad-deploy export {self.root} --trt --flavor {flavor}{_options(precision)}",
         )
+
+
+def _options(precision: str) -> str:
+    """What export needs for a precision, ``fp32-fp16`` for example: that of the saliency comes second."""
+    if precision == "fp32":
+        return ""
+    first, _, saliency = precision.partition("-")
+    return f" --precision {first}" + (f" --saliency-precision {saliency}" if saliency else "")
 
 
 def sha256(path: Path) -> str:

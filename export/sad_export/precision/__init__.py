@@ -1,0 +1,22 @@
+"""Precision in the graph's own types: TensorRT's networks are strongly typed and take none from outside.
+
+:func:`lower` writes a float32 two-pass graph in fp16 or bf16, and a float32 twin that rounds like it.
+May import onnx, onnx-ir, numpy and the rest of ``sad_export``.
+"""
+
+from .convert import PRECISION_KEY, Lowered, lower, refuse_half_precision
+from .scale import gradient_scales
+from .variant import FP32, Precision, Variant
+from .verified import write_verified
+
+__all__ = [
+    "FP32",
+    "PRECISION_KEY",
+    "Lowered",
+    "Precision",
+    "Variant",
+    "gradient_scales",
+    "lower",
+    "refuse_half_precision",
+    "write_verified",
+]

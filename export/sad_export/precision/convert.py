@@ -1,0 +1,97 @@
+"""A float32 two-pass graph in the precisions of a variant."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import onnx
+import onnx.version_converter
+import onnx_ir as ir
+
+from sad_runtime.graph_metadata import PREFIX
+
+from ..model import GraphError, finish
+from .lower_pass import LowerPrecisionPass
+from .plan import plan_precision
+from .scale import scale_gradient
+from .variant import Variant
+
+PRECISION_KEY = f"{PREFIX}precision"
+"""Metadata key of a graph that holds its variant's label."""
+
+_BF16_OPSET = 22
+"""Conv, the pools and most activations take bf16 from here on."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Lowered:
+    """A graph in lower precision.
+
+    Attributes:
+        typed: The graph to deploy.
+        rounding: Its float32 twin for verification: every value is rounded as the typed one rounds it.
+        kept: Why nodes of the lowered passes stay float32, by name.
+    """
+
+    typed: onnx.ModelProto
+    rounding: onnx.ModelProto
+    kept: Mapping[str, str]
+
+
+def lower(
+    model: onnx.ModelProto, variant: Variant, *, gradient_scales: Mapping[str, float] | None = None
+) -> Lowered:
+    """Write a two-pass graph in lower precision.
+
+    Args:
+        model: As :func:`sad_export.two_pass` returns it, for the target ``portable``; for bf16 with
+            ``dgrad="conv"``, since TensorRT has no bf16 deconvolution. Not modified.
+        variant: Which precisions.
+        gradient_scales: Of :func:`gradient_scales`, for a saliency in fp16.
+
+    Returns:
+        The graph and its twin. ``image`` and all outputs are float32 in both.
+
+    Raises:
+        GraphError: Not a two-pass graph in float32, or one that is too old for bf16.
+    """
+    refuse_half_precision(model)
+    if variant.uses_bf16:
+        model = _in_opset(model, _BF16_OPSET)
+    typed, rounding = ir.from_proto(model), ir.from_proto(model)
+    for graph in (typed.graph, rounding.graph):
+        scale_gradient(graph, gradient_scales or {})
+    plan = plan_precision(typed.graph, variant)
+    LowerPrecisionPass(plan)(typed)
+    LowerPrecisionPass(plan_precision(rounding.graph, variant), rounding=True)(rounding)
+    metadata = {**typed.metadata_props, PRECISION_KEY: variant.label}
+    written = [finish(graph, what="two-pass", metadata=metadata) for graph in (typed, rounding)]
+    return Lowered(written[0], written[1], plan.reasons)
+
+
+def refuse_half_precision(model: onnx.ModelProto) -> None:
+    """Refuse a graph that computes in half precision before we lower it: there is no float32 to compare with.
+
+    Raises:
+        GraphError: Some weight is fp16 or bf16.
+    """
+    kinds = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+    if lowered := [tensor.name for tensor in model.graph.initializer if tensor.data_type in kinds]:
+        raise GraphError(
+            f"{len(lowered)} weights are in half precision already, {lowered[0]!r} for example",
+            hint="give the float32 classifier; --precision fp16 or bf16 lowers it",
+        )
+
+
+def _in_opset(model: onnx.ModelProto, version: int) -> onnx.ModelProto:
+    (have,) = (entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    if have >= version:
+        return model
+    try:
+        return onnx.version_converter.convert_version(model, version)
+    except Exception as error:  # a plain RuntimeError out of the converter's C++
+        raise GraphError(
+            f"bf16 needs opset {version}, and this graph of opset {have} cannot be brought there: {error}",
+            hint=f"export the classifier with opset {version}, or use --precision fp16",
+        ) from error

@@ -1,0 +1,107 @@
+"""Which element type each part of a two-pass graph computes in, and what such a variant is called."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+
+import onnx_ir as ir
+
+from sad_runtime.errors import UserError
+
+
+class Precision(enum.StrEnum):
+    """Element type of weights and values inside a graph."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    BF16 = "bf16"
+
+    @property
+    def dtype(self) -> ir.DataType:
+        """As ONNX calls it."""
+        return {
+            Precision.FP32: ir.DataType.FLOAT,
+            Precision.FP16: ir.DataType.FLOAT16,
+            Precision.BF16: ir.DataType.BFLOAT16,
+        }[self]
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """The precisions of one graph.
+
+    Attributes:
+        precision: Of the second pass, which classifies.
+        saliency: Of the first pass and the backward, which give S.
+    """
+
+    precision: Precision
+    saliency: Precision
+
+    @classmethod
+    def of(cls, precision: str = "fp32", saliency: str | None = None) -> Variant:
+        """From the words of the command line; without ``saliency`` both are the same.
+
+        Raises:
+            UserError: No such precision.
+        """
+        chosen = []
+        for name in (precision, saliency or precision):
+            try:
+                chosen.append(Precision(name))
+            except ValueError:
+                raise UserError(
+                    f"no precision {name!r}; there are {', '.join(Precision)}", hint="for example fp16"
+                ) from None
+        return cls(*chosen)
+
+    @property
+    def label(self) -> str:
+        """``fp16``; ``fp32-fp16`` for a saliency in fp16 under a second pass in fp32."""
+        same = self.precision is self.saliency
+        return self.precision.value if same else f"{self.precision}-{self.saliency}"
+
+    @property
+    def is_fp32(self) -> bool:
+        """Whether nothing is to be lowered."""
+        return self.lowest is Precision.FP32
+
+    @property
+    def uses_bf16(self) -> bool:
+        """Whether some part is in bf16, which onnxruntime's CPU cannot run."""
+        return Precision.BF16 in (self.precision, self.saliency)
+
+    @property
+    def lowest(self) -> Precision:
+        """The coarser of the two, by the bits of its significand: fp32, fp16, bf16."""
+        return max(self.precision, self.saliency, key=list(Precision).index)
+
+    def suffixed(self, name: str) -> str:
+        """A file name of this variant: ``model.onnx`` is ``model.fp16.onnx`` in fp16, and itself in fp32."""
+        stem, _, suffix = name.rpartition(".")
+        return name if self.is_fp32 else f"{stem}.{self.label}.{suffix}"
+
+    def dgrad(self, asked: str) -> str:
+        """How convolutions are differentiated: as asked, but ``conv`` for ``auto`` in bf16.
+
+        TensorRT has no bf16 deconvolution.
+        """
+        return "conv" if asked == "auto" and self.saliency is Precision.BF16 else asked
+
+    def check_target(self, target: str) -> None:
+        """Refuse lower precision for onnxruntime's CPU.
+
+        Raises:
+            UserError: It was asked for.
+        """
+        if target == "cpu" and not self.is_fp32:
+            raise UserError(
+                f"--target cpu is for float32, not {self.label}: onnxruntime's CPU computes fp16 in float32 "
+                "with casts between, which takes longer, and bf16 not at all",
+                hint="leave out --target cpu, or --precision and --saliency-precision",
+            )
+
+
+FP32 = Variant(Precision.FP32, Precision.FP32)
+"""Everything in float32."""

@@ -1,0 +1,63 @@
+"""Write a graph in a precision, and compare it with a reference before anybody uses it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import onnx
+
+from ..verify import Array, Verification, verify
+from .convert import lower
+from .scale import gradient_scales
+from .variant import Precision, Variant
+
+
+def write_verified(
+    graph: onnx.ModelProto,
+    path: Path,
+    variant: Variant,
+    images: Array,
+    reference: Mapping[str, Array],
+    *,
+    allow_inaccurate: bool = False,
+) -> Verification:
+    """Lower a float32 two-pass graph to a variant, write it and verify it.
+
+    The rounding form lies beside it meanwhile.
+
+    Args:
+        graph: As :func:`sad_export.two_pass` returns it.
+        path: Where the graph goes; on an error it may hold a graph that failed.
+        variant: Its precisions.
+        images: (N, C, H, W) float32 in [0, 1], real ones; at least two.
+        reference: ``logits``, ``saliency`` and ``plain_logits`` of these images, in float32.
+        allow_inaccurate: Accept figures outside the tolerance, if they are finite.
+
+    Returns:
+        The worst figures over batch sizes and forms.
+
+    Raises:
+        GraphError: The graph cannot be lowered.
+        VerificationError: Some figure is outside its tolerance.
+    """
+    if variant.is_fp32:
+        onnx.save(graph, str(path))
+        return verify(path, images, reference)
+    scales = gradient_scales(graph, images) if variant.saliency is Precision.FP16 else None
+    lowered = lower(graph, variant, gradient_scales=scales)
+    rounding = path.with_suffix(".rounding.onnx")
+    onnx.save(lowered.typed, str(path))
+    try:
+        onnx.save(lowered.rounding, str(rounding))
+        return verify(
+            path,
+            images,
+            reference,
+            precision=variant.lowest.value,
+            rounding=rounding,
+            runs_on_cpu=not variant.uses_bf16,
+            allow_inaccurate=allow_inaccurate,
+        )
+    finally:
+        rounding.unlink(missing_ok=True)
