@@ -137,7 +137,7 @@ def overhead(bundle: Path, paths: Sequence[Path], rounds: int, folder: Path) -> 
         items = [FileItem(os.fspath(path)) for path in paths]
         outputs = ("logits", "plain_logits")
         batch = np.stack([load(item, preprocessing).pixels for item in items[:BATCH]])
-        record = RunRecord("benchmark", {}, ("cpu",))
+        record = RunRecord("benchmark", {}, ("images",), ("cpu",))
 
         def decode() -> None:
             for item in items:

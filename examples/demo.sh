@@ -11,11 +11,12 @@ sad-deploy export --trt
 echo "== images/: held-out handwritten digits as PNG files"
 python "$here/digit_images.py" images
 echo "== sad-deploy infer images/"
-sad-deploy infer images/ --saliency overlays
+sad-deploy infer images/ --saliency overlays --report report.html --overwrite
 
 cat <<'END'
 
 sad-model/          the bundle: weights, graph, engine, manifest   (sad-deploy inspect)
 predictions.jsonl   one line an image
 overlays/           each image beside its saliency
+report.html         all of it to look through
 END

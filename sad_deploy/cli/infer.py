@@ -31,10 +31,11 @@ if TYPE_CHECKING:
 _EXIT_SOME_IMAGES_FAILED = 3
 _EXIT_INTERRUPTED = 130
 _HISTOGRAM_CLASSES = 10
+_NAMED_ENDINGS = 5
 
 _RESULTS = "Results"
 _PICTURES = "Pictures"
-_UNFINISHED = "Unfinished runs"
+_EARLIER = "Earlier runs"
 _RUNNING = "Running"
 
 
@@ -99,18 +100,18 @@ def infer(
         typer.Option(
             "--resume",
             help="Go on with --out: skip images that have a row and were not changed since.",
-            rich_help_panel=_UNFINISHED,
+            rich_help_panel=_EARLIER,
         ),
     ] = False,
     retry_errors: Annotated[
         bool,
         typer.Option(
-            "--retry-errors", help="With --resume: try failed images again.", rich_help_panel=_UNFINISHED
+            "--retry-errors", help="With --resume: try failed images again.", rich_help_panel=_EARLIER
         ),
     ] = False,
     overwrite: Annotated[
         bool,
-        typer.Option("--overwrite", help="Throw an unfinished run's rows away.", rich_help_panel=_UNFINISHED),
+        typer.Option("--overwrite", help="Replace an earlier run's results.", rich_help_panel=_EARLIER),
     ] = False,
     backend: Annotated[
         BackendChoice,
@@ -159,19 +160,21 @@ def infer(
     from sad_runtime.bundle import Bundle
     from sad_runtime.classifier import Classifier
     from sad_runtime.pipeline import Options, Pipeline
-    from sad_runtime.results import STDOUT, RunRecord, Summary, UnfinishedRunError, open_output
+    from sad_runtime.results import STDOUT, EarlierRunError, RunRecord, Summary, open_output
     from sad_runtime.sources import Shard, open_sources
 
     part = Shard.parse(shard) if shard else None
     out = out or f"predictions.{table or ResultFormat.JSONL}"
+    _check_distinct(out, saliency, report)
     written = [path for path in (saliency, report, None if out == STDOUT else out) if path is not None]
     with contextlib.ExitStack() as stack:
         sources = stack.enter_context(open_sources(source, exclude=written, shard=part))
         opened = Bundle.open(bundle)
         try:
             output = stack.enter_context(open_output(out, table=table, resume=resume, overwrite=overwrite))
-        except UnfinishedRunError as error:
-            error.hint = f"go on with: {_resume_command()}; or throw them away with --overwrite"
+        except EarlierRunError as error:
+            if error.can_resume:
+                error.hint = f"go on with: {_resume_command()}; or replace them with --overwrite"
             raise
         if report and output.kept_in is None:
             raise UserError(
@@ -190,7 +193,9 @@ def infer(
             "fast-decode": fast_decode,
             "shard": None if part is None else str(part),
         }
-        for note in output.begin(RunRecord.of(opened, decisive, classifier.backend_name)):
+        names = [_text(Path(name)) for name in source]
+        record = RunRecord.of(opened, decisive, names, classifier.backend_name)
+        for note in output.begin(record):
             print_warning(note)
         finished = output.finished
         pictures: list[Pictures] = []
@@ -202,7 +207,9 @@ def infer(
         if report:
             from sad_runtime.report import Report
 
-            page = stack.enter_context(Report(report, opened.manifest, resume=finished is not None))
+            page = stack.enter_context(
+                Report(report, opened.manifest, resume=finished is not None, overwrite=resume or overwrite)
+            )
             pictures.append(page)
         options = Options(
             batch_size=batch_size,
@@ -225,6 +232,8 @@ def infer(
                 )
             output.publish(_columns(classifier, options, overlays=saliency is not None))
     _print(summary, output)
+    if sources.other_endings:
+        print_status(_not_looked_at(sources.other_endings))
     for what, where in (("results", out), ("overlays", saliency), ("report", report)):
         if where and where != STDOUT:
             print_status(f"{what}: {where}")
@@ -238,6 +247,17 @@ def _check_use(resume: bool, retry_errors: bool, overwrite: bool) -> None:
         raise UserError("--resume goes on with an unfinished run and --overwrite throws it away: choose one")
     if retry_errors and not resume:
         raise UserError("--retry-errors needs --resume", hint="without it every image is tried")
+
+
+def _check_distinct(out: str, saliency: Path | None, report: Path | None) -> None:
+    """Nothing is written over something else that is written."""
+    places = {"--out": Path(out), "--saliency": saliency, "--report": report}
+    seen: dict[str, str] = {}
+    for option, path in places.items():
+        if path is not None:
+            other = seen.setdefault(os.path.realpath(path), option)
+            if other != option:
+                raise UserError(f"{other} and {option} are both {path}", hint="give each a place of its own")
 
 
 def _columns(classifier: Classifier, options: Options, *, overlays: bool) -> Columns:
@@ -335,9 +355,10 @@ def _kept_on_failure(output: Output, summary: Summary) -> Iterator[None]:
         if _is_kept(output):
             print_hint(f"go on with: {_resume_command()}")
         raise typer.Exit(_EXIT_INTERRUPTED) from None
-    except UserError:
+    except UserError as error:
         if _is_kept(output):
-            print_status(f"finished rows are kept in {output.kept_in}; go on with: {_resume_command()}")
+            kept = f"finished rows are kept in {output.kept_in}; go on with: {_resume_command()}"
+            error.hint = f"{error.hint}; {kept}" if error.hint else kept
         raise
 
 
@@ -365,6 +386,15 @@ def _print(summary: Summary, output: Output) -> None:
     if output.finished is not None and output.finished.skipped_failures:
         failed = _count(output.finished.skipped_failures, "image")
         print_warning(f"{failed} had failed before; --retry-errors tries again")
+
+
+def _not_looked_at(endings: Counter[str]) -> str:
+    named = [f"{n} {ending or 'without ending'}" for ending, n in endings.most_common(_NAMED_ENDINGS)]
+    rest = len(endings) - len(named)
+    return (
+        f"{_count(endings.total(), 'file')} in folders left out for not ending like an image: "
+        f"{', '.join(named)}{f' and {rest} more endings' if rest else ''}"
+    )
 
 
 def _by_name(classes: Counter[tuple[int, str]]) -> list[tuple[str, int]]:

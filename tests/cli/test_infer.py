@@ -108,9 +108,20 @@ def test_overlays_mirror_the_folder(here: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_results_inside_the_input_are_not_read_again(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for _ in range(2):
-        assert run(monkeypatch, "images", "--saliency", "images/overlays", "--out", "images/out.jsonl") == 0
+    arguments = ["images", "--saliency", "images/overlays", "--out", "images/out.jsonl"]
+    for how in ((), ("--overwrite",)):
+        assert run(monkeypatch, *arguments, *how) == 0
         assert len(rows("images/out.jsonl")) == 6
+
+
+def test_files_of_other_endings_in_a_folder_are_counted(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("notes.txt", "more.TXT", "README", ".hidden"):
+        (here / "images" / name).touch()
+    assert run(monkeypatch, "images") == 0
+    expected = "3 files in folders left out for not ending like an image: 2 .txt, 1 without ending"
+    assert expected in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -122,6 +133,9 @@ def test_results_inside_the_input_are_not_read_again(here: Path, monkeypatch: py
         ),
         (["images", "--bundle", "absent"], "no bundle at absent"),
         (["images", "--backend", "rtx"], "sad-model has no rtx engine"),
+        (["images", "--out", "x", "--report", "./x"], "--out and --report are both x"),
+        (["images", "--out", "sad-model/manifest.json"], "manifest.json is there already"),
+        (["images", "--report", "sad-model/manifest.json"], "is not a report"),
         (["images", "--out", "images"], "images (results are written there)"),
         (["images", "--saliency", "images"], "images (results are written there)"),
         (["images", "--out", "sad-model"], "sad-model is a folder"),

@@ -149,7 +149,7 @@ def test_repeating_the_plain_command_does_not_lose_an_unfinished_run(here: Path)
     again = infer()
     assert again.returncode == 2
     assert "predictions.jsonl.partial holds the rows of an unfinished run" in again.stderr
-    assert "go on with: sad-deploy infer --resume many; or throw them away with --overwrite" in again.stderr
+    assert "go on with: sad-deploy infer --resume many; or replace them with --overwrite" in again.stderr
     assert PARTIAL.read_bytes() == before
     assert infer("--overwrite").returncode == 3
     assert_every_image_once()

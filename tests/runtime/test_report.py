@@ -24,6 +24,7 @@ from sad_runtime.overlay import overlay, picture
 from sad_runtime.report import Report
 from sad_runtime.report.journal import Entry
 from sad_runtime.report.listing import Listing
+from sad_runtime.report.page import GENERATOR
 from sad_runtime.report.pictures import strip
 from sad_runtime.report.summary import bars_of_classes
 from sad_runtime.report.tally import tally
@@ -482,13 +483,32 @@ def test_page_that_cannot_be_written_leaves_the_old_one_and_the_pictures(
     tmp_path: Path, manifest: Manifest
 ) -> None:
     path = tmp_path / "report.html"
-    path.write_text("old")
+    old = f"<!doctype html>{GENERATOR}old"
+    path.write_text(old)
     with Report(path, manifest) as report:
         report.write("a", *one_image())
         with pytest.raises(UserError, match="cannot read"):
             report.finish(tmp_path / "missing.jsonl", seconds=1, backend="cpu")
-    assert path.read_text() == "old"
+    assert path.read_text() == old
     assert sorted(file.name for file in tmp_path.iterdir()) == ["report.html", "report.html.pictures"]
+
+
+def test_an_earlier_report_is_replaced_only_when_asked(tmp_path: Path, manifest: Manifest) -> None:
+    path = tmp_path / "report.html"
+    (tmp_path / "rows.jsonl").touch()
+    with Report(path, manifest) as report:
+        report.finish(tmp_path / "rows.jsonl", seconds=1, backend="cpu")
+    with pytest.raises(UserError, match=r"report.html is an earlier report"):
+        Report(path, manifest, overwrite=False)
+    with Report(path, manifest, overwrite=True) as report:
+        report.finish(tmp_path / "rows.jsonl", seconds=1, backend="cpu")
+
+
+def test_a_file_that_is_no_report_is_never_replaced(tmp_path: Path, manifest: Manifest) -> None:
+    (tmp_path / "photo.png").write_bytes(b"pixels")
+    with pytest.raises(UserError, match=r"photo.png is there already and is not a report"):
+        Report(tmp_path / "photo.png", manifest)
+    assert [path.name for path in tmp_path.iterdir()] == ["photo.png"]
 
 
 def test_report_that_cannot_be_begun_is_one_line(tmp_path: Path, manifest: Manifest) -> None:

@@ -19,6 +19,7 @@ from sad_runtime.errors import ErrorCode, MissingExtraError, UserError
 from sad_runtime.result_format import ResultFormat
 from sad_runtime.results import (
     Columns,
+    EarlierRunError,
     Failure,
     PlainPass,
     Ranked,
@@ -26,7 +27,6 @@ from sad_runtime.results import (
     RunRecord,
     SaliencyStatistics,
     Summary,
-    UnfinishedRunError,
     open_output,
     rank,
 )
@@ -34,7 +34,7 @@ from sad_runtime.results.answers import answered
 from sad_runtime.results.tables import write_table
 
 COLUMNS = Columns(ranked=2)
-RECORD = RunRecord("bundle", {"top-k": 2}, ("cpu",))
+RECORD = RunRecord("bundle", {"top-k": 2}, ("photos",), ("cpu",))
 FULL = Row(
     "a.gif",
     (Ranked(2, "duck 🦆", 0.75), Ranked(0, "cat", 0.25)),
@@ -176,10 +176,54 @@ def test_rows_are_on_the_disk_before_the_end(tmp_path: Path) -> None:
     assert RunRecord.read(out.with_name("out.jsonl.run.json")) == RECORD
 
 
-def test_a_run_cut_short_keeps_its_rows_and_the_older_file(tmp_path: Path) -> None:
-    out = tmp_path / "out.jsonl"
+def earlier_result(out: Path) -> Path:
     out.write_text("older\n")
-    with pytest.raises(KeyboardInterrupt), open_output(str(out)) as output:
+    RECORD.write(out.with_name(out.name + ".run.json"))
+    return out
+
+
+def test_a_finished_result_is_replaced_only_when_asked(tmp_path: Path) -> None:
+    out = earlier_result(tmp_path / "out.jsonl")
+    with pytest.raises(EarlierRunError, match=r"out.jsonl holds the rows of a finished run") as error:
+        open_output(str(out))
+    assert "--resume" in str(error.value.hint)
+    assert "--overwrite" in str(error.value.hint)
+    assert names(tmp_path) == ["out.jsonl", "out.jsonl.run.json"]
+    with open_output(str(out), overwrite=True) as output:
+        output.begin(RECORD)
+        output.write([row("a")])
+        output.publish(COLUMNS)
+    assert [line["path"] for line in lines(out)] == ["a"]
+
+
+def test_a_finished_table_cannot_be_resumed_and_says_so(tmp_path: Path) -> None:
+    with pytest.raises(EarlierRunError) as error:
+        open_output(str(earlier_result(tmp_path / "out.csv")))
+    assert "--resume" not in str(error.value.hint)
+
+
+@pytest.mark.parametrize("how", [{}, {"overwrite": True}])
+def test_a_file_that_is_no_result_is_never_replaced(tmp_path: Path, how: dict[str, bool]) -> None:
+    photo = tmp_path / "photo.png"
+    photo.write_bytes(b"pixels")
+    with pytest.raises(UserError, match=r"photo.png is there already and was not written by infer"):
+        open_output(str(photo), **how)
+    assert photo.read_bytes() == b"pixels"
+    assert names(tmp_path) == ["photo.png"]
+
+
+def test_an_empty_file_is_no_loss(tmp_path: Path) -> None:
+    (tmp_path / "out.jsonl").touch()
+    with open_output(str(tmp_path / "out.jsonl")) as output:
+        output.begin(RECORD)
+        output.write([row("a")])
+        output.publish(COLUMNS)
+    assert [line["path"] for line in lines(tmp_path / "out.jsonl")] == ["a"]
+
+
+def test_a_run_cut_short_keeps_its_rows_and_the_older_file(tmp_path: Path) -> None:
+    out = earlier_result(tmp_path / "out.jsonl")
+    with pytest.raises(KeyboardInterrupt), open_output(str(out), overwrite=True) as output:
         output.begin(RECORD)
         output.write([row("a")])
         raise KeyboardInterrupt
@@ -199,7 +243,7 @@ def test_an_unfinished_runs_rows_are_thrown_away_only_when_asked(tmp_path: Path)
     with open_output(out) as output:
         output.begin(RECORD)
         output.write([row("a")])
-    with pytest.raises(UnfinishedRunError, match=r"out.jsonl.partial holds the rows of an unfinished run"):
+    with pytest.raises(EarlierRunError, match=r"out.jsonl.partial holds the rows of an unfinished run"):
         open_output(out)
     assert len(lines(tmp_path / "out.jsonl.partial")) == 1
     with open_output(out, overwrite=True) as output:
@@ -297,18 +341,23 @@ def test_a_disk_full_while_the_table_is_written_keeps_the_rows(
 ) -> None:
     if table is ResultFormat.PARQUET:
         pytest.importorskip("pyarrow")
-    out = tmp_path / f"out.{table}"
-    out.write_text("older")
+    out = earlier_result(tmp_path / f"out.{table}")
     rows = [row(f"{os.urandom(48).hex()}.png") for _ in range(10)]
-    with open_output(str(out)) as output:
+    with open_output(str(out), overwrite=True) as output:
         output.begin(RECORD)
         output.write(rows)
         resource.setrlimit(resource.RLIMIT_FSIZE, (512, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
         with pytest.raises(UserError, match=f"cannot write .*out.{table}"):
             output.publish(COLUMNS)
-    assert out.read_text() == "older"
+    assert out.read_text() == "older\n"
     assert len(lines(tmp_path / f"out.{table}.partial")) == 10
-    assert names(tmp_path) == [f"out.{table}", f"out.{table}.partial", f"out.{table}.partial.run.json"]
+    record = f"out.{table}.run.json"
+    assert names(tmp_path) == [
+        f"out.{table}",
+        f"out.{table}.partial",
+        f"out.{table}.partial.run.json",
+        record,
+    ]
 
 
 def test_dash_is_standard_output() -> None:

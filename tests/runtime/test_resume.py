@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from sad_runtime.errors import ErrorCode, UserError
 from sad_runtime.results import (
     Columns,
+    EarlierRunError,
     Failure,
     FinishedRows,
     Ranked,
     Row,
     RunRecord,
-    UnfinishedRunError,
     open_output,
 )
 from sad_runtime.results import finished as finished_module
@@ -29,7 +29,7 @@ from sad_runtime.results.finished import compact
 from sad_runtime.sources import Item, MemberItem, Stamp
 
 COLUMNS = Columns(ranked=1)
-RECORD = RunRecord("bundle", {"top-k": 1, "logits": False, "shard": None}, ("cpu",), ("1.0",))
+RECORD = RunRecord("bundle", {"top-k": 1, "logits": False, "shard": None}, ("photos",), ("cpu",), ("1.0",))
 
 
 SAME = Stamp(10, 20)
@@ -66,8 +66,8 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def unfinished(out: Path, *rows: Row, record: RunRecord = RECORD) -> None:
-    with open_output(str(out)) as output:
+def unfinished(out: Path, *rows: Row, record: RunRecord = RECORD, overwrite: bool = False) -> None:
+    with open_output(str(out), overwrite=overwrite) as output:
         output.begin(record)
         output.write(rows)
 
@@ -307,10 +307,30 @@ def test_an_unfinished_table_is_gone_on_with(tmp_path: Path) -> None:
     assert names(tmp_path) == ["out.csv", "out.csv.run.json"]
 
 
+def test_an_unfinished_run_is_gone_on_with_from_the_same_sources_only(tmp_path: Path) -> None:
+    """Else it would count as finished without its other images."""
+    out = tmp_path / "out.jsonl"
+    unfinished(out, row("a"))
+    with (
+        open_output(str(out), resume=True) as output,
+        pytest.raises(UserError, match=r"other sources \(photos; now more\)"),
+    ):
+        output.begin(dataclasses.replace(RECORD, sources=("more",)))
+
+
+def test_a_finished_result_grows_by_other_sources_with_a_note(tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    finish(out, row("a"))
+    with open_output(str(out), resume=True) as output:
+        assert output.begin(dataclasses.replace(RECORD, sources=("more",))) == [
+            "earlier rows are of other sources: photos; now more"
+        ]
+
+
 def test_a_new_run_cut_short_leaves_the_finished_one_with_its_own_record(tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     finish(out, row("a"))
-    unfinished(out, row("b"), record=dataclasses.replace(RECORD, bundle="other"))
+    unfinished(out, row("b"), record=dataclasses.replace(RECORD, bundle="other"), overwrite=True)
     for path in tmp_path.glob("*.partial*"):
         path.unlink()
     finish(out, row("c"), resume=True)
@@ -337,6 +357,6 @@ def test_power_failing_before_the_first_row_is_mended(tmp_path: Path) -> None:
 def test_refusing_an_unfinished_run_leaves_it_as_it_is(tmp_path: Path) -> None:
     unfinished(tmp_path / "out.jsonl", row("a"))
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    with pytest.raises(UnfinishedRunError):
+    with pytest.raises(EarlierRunError):
         open_output(str(tmp_path / "out.jsonl"))
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -32,6 +32,9 @@ from .summary import (
 from .tally import Tally
 from .text import in_html
 
+GENERATOR = '<meta name="generator" content="sad-deploy report">'
+"""In the head of every page: tells a report from another file."""
+
 _PLACEHOLDER = re.compile(r"\{\{(\w+)\}\}")
 
 

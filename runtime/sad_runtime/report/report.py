@@ -17,11 +17,14 @@ from ..errors import UserError
 from ..manifest import Manifest
 from .journal import entries
 from .listing import LISTED_ROWS, Listing
-from .page import write_page
+from .page import GENERATOR, write_page
 from .pictures import strip
 from .sample import Sample
 from .summary import Run
 from .tally import tally
+
+# Where a page says what made it.
+_HEAD = 1024
 
 
 class Report:
@@ -32,9 +35,10 @@ class Report:
         manifest: Of the bundle that runs.
         thumbnails: How many images keep their pictures at most.
         resume: Whether the pictures of an interrupted run of the same bundle are gone on with.
+        overwrite: Whether an earlier report of that name may be replaced.
 
     Raises:
-        UserError: The page's folder cannot be written to.
+        UserError: The page's folder cannot be written to, or a file is there that must not be replaced.
     """
 
     def __init__(
@@ -44,6 +48,7 @@ class Report:
         *,
         thumbnails: int = 2000,
         resume: bool = True,
+        overwrite: bool = True,
     ) -> None:
         self.path = Path(path)
         self.manifest = manifest
@@ -51,6 +56,7 @@ class Report:
             raise UserError(
                 f"{path} is a folder; the report is a file", hint=f"name it {self.path / 'report.html'}"
             )
+        _refuse_to_replace(self.path, unasked=not overwrite)
         self._identity = hashlib.blake2b(manifest.to_json().encode(), digest_size=16).digest()
         self._sample = Sample(
             self.path.with_name(self.path.name + ".pictures"),
@@ -122,3 +128,17 @@ class Report:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _refuse_to_replace(path: Path, *, unasked: bool) -> None:
+    """Refuse an earlier report, if it was not asked for, and any other file."""
+    if not path.exists() or not path.stat().st_size:
+        return
+    with path.open("rb") as file:
+        is_report = GENERATOR.encode() in file.read(_HEAD)
+    if not is_report:
+        raise UserError(f"{path} is there already and is not a report", hint="choose another --report")
+    if unasked:
+        raise UserError(
+            f"{path} is an earlier report", hint="choose another --report, or replace it with --overwrite"
+        )

@@ -9,6 +9,7 @@ stay in it; of n images with room for k, about k·(1 + ln(n/k)) are written.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import heapq
@@ -91,7 +92,8 @@ class Sample:
 
     def close(self) -> None:
         """Close the file and leave it. May be called twice."""
-        self._file.close()
+        with contextlib.suppress(OSError):  # a write that failed before would be tried, and fail, again
+            self._file.close()
 
     def remove(self) -> None:
         """Close the file and delete it."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from .columns import Columns
 from .finished import FinishedRows
 from .journal import Journal
-from .output import STDOUT, Output, ResultFile, Stream, UnfinishedRunError, open_output
+from .output import STDOUT, EarlierRunError, Output, ResultFile, Stream, open_output
 from .ranking import rank
 from .record import RunRecord
 from .row import Failure, PlainPass, Ranked, Row, SaliencyStatistics
@@ -18,6 +18,7 @@ from .summary import Summary
 __all__ = [
     "STDOUT",
     "Columns",
+    "EarlierRunError",
     "Failure",
     "FinishedRows",
     "Journal",
@@ -30,7 +31,6 @@ __all__ = [
     "SaliencyStatistics",
     "Stream",
     "Summary",
-    "UnfinishedRunError",
     "open_output",
     "rank",
 ]

@@ -4,7 +4,8 @@ To a file ``OUT``: rows are journaled in ``OUT.partial``, described by ``OUT.par
 the journal, or the table made from it, takes the name ``OUT`` and the record the name ``OUT.run.json``; an
 older ``OUT`` is replaced only then. To standard output, a pipe or a device: straight there.
 
-A journal that a run left unfinished is never thrown away unasked: the next run goes on with it or is refused.
+An earlier run's rows, finished or not, are never thrown away unasked: the next run goes on with them or is
+refused. A file that is no result is never replaced at all.
 """
 
 from __future__ import annotations
@@ -35,8 +36,17 @@ STDOUT = "-"
 """As a file name: standard output."""
 
 
-class UnfinishedRunError(UserError):
-    """An earlier run left rows, and it was not said what is to become of them."""
+class EarlierRunError(UserError):
+    """An earlier run left rows, and it was not said what is to become of them.
+
+    Attributes:
+        can_resume: Whether they can be gone on with.
+    """
+
+    def __init__(self, message: str, *, can_resume: bool) -> None:
+        other = "add --resume to go on with them" if can_resume else "choose another --out"
+        super().__init__(message, hint=f"{other}, or --overwrite to replace them")
+        self.can_resume = can_resume
 
 
 class Output(Protocol):
@@ -105,12 +115,13 @@ def open_output(
         out: A file, or ``-`` for standard output.
         table: What the file becomes; by default what its ending says.
         resume: Go on with an earlier run's rows, if there are some.
-        overwrite: Throw an unfinished run's rows away.
+        overwrite: Replace an earlier run's rows; finished ones at the end, unfinished ones at once.
 
     Raises:
-        UnfinishedRunError: An unfinished run's rows are there and neither ``resume`` nor ``overwrite`` was
-            asked for.
-        UserError: It cannot be written, another run is writing it, or its rows cannot be gone on with.
+        EarlierRunError: An earlier run's rows are there and neither ``resume`` nor ``overwrite`` was asked
+            for.
+        UserError: It cannot be written, is a file that is no result, another run is writing it, or its rows
+            cannot be gone on with.
         MissingExtraError: The format needs a package that is not installed.
     """
     path = Path(out)
@@ -197,14 +208,10 @@ class ResultFile:
                 self._mend_cut_off_publishing()
             if resume:
                 self._find_finished()
-            elif overwrite:
+            else:
+                self._refuse_to_replace(unasked=not overwrite)
                 self._partial_record.unlink(missing_ok=True)
                 self._journal.truncate(0)
-            elif self._journal.size:
-                raise UnfinishedRunError(
-                    f"{self.kept_in} holds the rows of an unfinished run",
-                    hint="add --resume to go on with them, or --overwrite to throw them away",
-                )
         except BaseException:
             self._leave()
             raise
@@ -218,7 +225,14 @@ class ResultFile:
         """Write down what the run is; see :class:`Output`."""
         notes = []
         if self._earlier is not None:
-            if different := record.differences(self._earlier):
+            different = record.differences(self._earlier)
+            if set(record.sources) != set(self._earlier.sources):
+                before, sources = ", ".join(self._earlier.sources), ", ".join(record.sources)
+                if self._journal.size:  # it would count as finished without its other images
+                    different.append(f"other sources ({before}; now {sources})")
+                else:
+                    notes.append(f"earlier rows are of other sources: {before}; now {sources}")
+            if different:
                 raise UserError(
                     f"cannot go on with {self._out}: its rows were made with {', '.join(different)}",
                     hint="give the same, choose another --out, or say --overwrite instead of --resume",
@@ -281,6 +295,22 @@ class ResultFile:
     def _partial_record(self) -> Path:
         return self._out.with_name(self._partial.name + ".run.json")
 
+    def _refuse_to_replace(self, *, unasked: bool) -> None:
+        """Refuse what would lose rows of an earlier run, or a file that never held any."""
+        if unasked and self._journal.size:
+            raise EarlierRunError(f"{self.kept_in} holds the rows of an unfinished run", can_resume=True)
+        if not self._out.exists() or not self._out.stat().st_size:
+            return
+        if not self._record.exists() and not self._partial_record.exists():
+            raise UserError(
+                f"{self._out} is there already and was not written by infer", hint="choose another --out"
+            )
+        if unasked:
+            raise EarlierRunError(
+                f"{self._out} holds the rows of a finished run",
+                can_resume=self._table is ResultFormat.JSONL,
+            )
+
     def _find_finished(self) -> None:
         """Look up what an unfinished journal holds, or else the finished result."""
         if self._journal.size:
@@ -290,7 +320,7 @@ class ResultFile:
             if self._table is not ResultFormat.JSONL:
                 raise UserError(
                     f"{self._out} is finished; only JSON Lines can be added to",
-                    hint="choose another --out, or start afresh without --resume",
+                    hint="choose another --out, or start afresh with --overwrite instead of --resume",
                 )
         else:
             return

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ class RunRecord:
     Attributes:
         bundle: SHA-256 of the bundle's manifest, which lists that of every file.
         options: The options that change rows, by their names on the command line without the dashes.
+        sources: What the last run read, as the user wrote it.
         backends: Which made rows, in order; more than one after the run was gone on with elsewhere.
         versions: Of sad-deploy, likewise.
         schema: Version of the file's form.
@@ -34,21 +35,25 @@ class RunRecord:
 
     bundle: str
     options: Mapping[str, Any]
+    sources: tuple[str, ...]
     backends: tuple[str, ...]
     versions: tuple[str, ...] = (__version__,)
     schema: int = _SCHEMA
 
     @classmethod
-    def of(cls, bundle: Bundle, options: Mapping[str, Any], backend: str) -> RunRecord:
+    def of(
+        cls, bundle: Bundle, options: Mapping[str, Any], sources: Sequence[str], backend: str
+    ) -> RunRecord:
         """The record of a run that begins.
 
         Args:
             bundle: What it runs.
             options: Its options that change rows.
+            sources: What it reads.
             backend: Where it runs.
         """
         digest = hashlib.sha256((bundle.root / MANIFEST_NAME).read_bytes()).hexdigest()
-        return cls(digest, options, (backend,))
+        return cls(digest, options, tuple(sources), (backend,))
 
     @classmethod
     def read(cls, path: Path) -> RunRecord | None:

@@ -8,7 +8,8 @@ import glob
 import os
 import sys
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
@@ -26,6 +27,7 @@ STDIN = "-"
 """As a SOURCE: paths on standard input."""
 
 _LIST = "@"
+_NO_IMAGE = "no image in it"
 
 
 def open_sources(
@@ -72,9 +74,10 @@ def open_sources(
         else:
             problems.append(f"{text} ({problem})")
     if problems:
+        endings = f"inside folders, images are found by their endings: {' '.join(sorted(EXTENSIONS))}"
         raise UserError(
             f"nothing to read from {', '.join(problems)}",
-            hint=f"inside folders, images are found by their endings: {' '.join(sorted(EXTENSIONS))}",
+            hint=endings if any(_NO_IMAGE in problem for problem in problems) else None,
         )
     return Sources(found, excluded, shard, stdin or sys.stdin)
 
@@ -92,6 +95,8 @@ class Sources:
     Attributes:
         base: Deepest folder (absolute) that holds all sources; relative to it every item's name is unique.
             The root, if there is standard input: nothing is known of its paths beforehand.
+        other_endings: Of the last iteration, as far as it went: files in folders that were left out because
+            they do not end like an image, by ending.
     """
 
     def __init__(
@@ -102,6 +107,7 @@ class Sources:
         self._excluded = excluded
         self._shard = shard or Shard(1, 1)
         self._stdin: IO[str] | None = stdin
+        self.other_endings: Counter[str] = Counter()
         self._opened: weakref.WeakSet[Archive] = weakref.WeakSet()
 
     def __iter__(self) -> Iterator[Item]:
@@ -111,7 +117,9 @@ class Sources:
             UserError: A list cannot be read any more.
             RuntimeError: Standard input has been read before.
         """
-        for k, entry in enumerate(self._entries(sorted_names)):
+        walk = Walk(self._excluded, self._opened, sorted_names)
+        self.other_endings = walk.other_endings
+        for k, entry in enumerate(self._entries(walk)):
             if self._shard.owns(k):
                 yield entry.held() if isinstance(entry, TarMember) else entry
 
@@ -119,10 +127,10 @@ class Sources:
         """How many items there are, by looking at all names and storing none; ``None`` for standard input."""
         if any(source.kind is _Kind.STDIN for source in self._sources):
             return None
-        return sum(1 for k, _ in enumerate(self._entries(iter)) if self._shard.owns(k))
+        walk = Walk(self._excluded, self._opened, iter)
+        return sum(1 for k, _ in enumerate(self._entries(walk)) if self._shard.owns(k))
 
-    def _entries(self, sort: Callable[[Iterable[str]], Iterator[str]]) -> Iterator[Item | TarMember]:
-        walk = Walk(self._excluded, self._opened, sort)
+    def _entries(self, walk: Walk) -> Iterator[Item | TarMember]:
         for source in self._sources:
             if source.kind is _Kind.STDIN:
                 if self._stdin is None:
@@ -215,7 +223,7 @@ def _problem(source: _Source, excluded: frozenset[str]) -> str | None:
     if first is not None:
         return None
     inside = Walk(frozenset(), weakref.WeakSet(), iter)
-    return "no image in it" if next(source.entries(inside), None) is None else "results are written there"
+    return _NO_IMAGE if next(source.entries(inside), None) is None else "results are written there"
 
 
 def _problem_of_list(source: _Source) -> str | None:

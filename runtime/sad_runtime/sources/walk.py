@@ -11,6 +11,7 @@ import glob
 import heapq
 import os
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 
 from ..errors import ImageError
@@ -20,6 +21,7 @@ from .names import has_image_ending, sorted_names
 from .seen import SeenNames
 
 _PARENTS_KEPT = 4096
+_ENDINGS_KEPT = 100
 
 
 class Walk:
@@ -29,6 +31,10 @@ class Walk:
         excluded: Real paths of files and folders to leave out.
         opened: Where archives are entered while they are open.
         sort: How the entries of a folder are put in order; ``iter`` for counting, where any order will do.
+
+    Attributes:
+        other_endings: Files in folders that were left out because they do not end like an image, by ending in
+            lower case; from the hundredth ending on, all under one name.
     """
 
     def __init__(
@@ -41,6 +47,7 @@ class Walk:
         self._excluded_names = {os.path.basename(path) for path in excluded}  # noqa: PTH119
         self._opened = opened
         self._sort = sort
+        self.other_endings: Counter[str] = Counter()
         self._folders: set[str] = set()
         self._files = SeenNames()
         self._real_parent = functools.lru_cache(_PARENTS_KEPT)(os.path.realpath)
@@ -125,6 +132,13 @@ class Walk:
                     heapq.heappush(linked, (path, os.path.realpath(path)))
                 elif has_image_ending(entry.name):
                     yield entry.name
+                else:
+                    self._leave_out(entry.name)
+
+    def _leave_out(self, name: str) -> None:
+        ending = os.path.splitext(name)[1].lower()  # noqa: PTH122
+        known = ending in self.other_endings or len(self.other_endings) < _ENDINGS_KEPT
+        self.other_endings[ending if known else "…"] += 1
 
     def _file(self, name: str) -> Iterator[Item]:
         if self._is_new(name):
