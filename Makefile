@@ -54,4 +54,4 @@ benchmark: $(VENV)/.dev
 	$(BIN)/python benchmarks/start_up.py
 
 clean:
-	rm -rf $(VENV) sad-model predictions.jsonl images overlays
+	rm -rf $(VENV) sad-model predictions.jsonl predictions.jsonl.run.json report.html images overlays

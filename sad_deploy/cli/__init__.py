@@ -2,8 +2,7 @@
 
 Importing it loads neither torch, onnx nor onnxruntime; a command imports what it needs when it runs.
 Results go to stdout, progress and messages to stderr. Exit codes: 0 all good; 1 internal error;
-2 wrong use or unusable input, nothing written, or no room left
-to write; 3 finished, some images failed; 130 interrupted.
+2 wrong use, unusable input, or nowhere to write: no result; 3 finished, some images failed; 130 interrupted.
 """
 
 from __future__ import annotations
