@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
@@ -317,28 +318,34 @@ def test_a_full_device_is_one_line(tmp_path: Path) -> None:
         output.write([row("a")])
 
 
-@pytest.fixture
-def small_files() -> Iterator[None]:
-    """No file of this process may grow beyond 4096 bytes, as on a disk that is full."""
+@contextlib.contextmanager
+def files_of_at_most(limit: int) -> Iterator[None]:
+    """No file of this process may grow beyond so many bytes, as on a disk that is full.
+
+    Lifted before the test ends: the test runner may write to a file, too.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_full_disk_is_one_line_and_leaves_whole_rows(tmp_path: Path, small_files: None) -> None:
+def test_a_full_disk_is_one_line_and_leaves_whole_rows(tmp_path: Path) -> None:
     with open_output(str(tmp_path / "out.jsonl")) as output:
         output.begin(RECORD)
         output.write([row("a")] * 2)
-        with pytest.raises(UserError, match=r"cannot write to .*; 2 rows of this run are written"):
+        with (
+            files_of_at_most(4096),
+            pytest.raises(UserError, match=r"cannot write to .*; 2 rows of this run are written"),
+        ):
             output.write([row("b")] * 100)
     assert [line["path"] for line in lines(tmp_path / "out.jsonl.partial")] == ["a", "a"]
 
 
 @pytest.mark.parametrize("table", [ResultFormat.CSV, ResultFormat.PARQUET])
-def test_a_disk_full_while_the_table_is_written_keeps_the_rows(
-    tmp_path: Path, small_files: None, table: ResultFormat
-) -> None:
+def test_a_disk_full_while_the_table_is_written_keeps_the_rows(tmp_path: Path, table: ResultFormat) -> None:
     if table is ResultFormat.PARQUET:
         pytest.importorskip("pyarrow")
     out = earlier_result(tmp_path / f"out.{table}")
@@ -346,18 +353,12 @@ def test_a_disk_full_while_the_table_is_written_keeps_the_rows(
     with open_output(str(out), overwrite=True) as output:
         output.begin(RECORD)
         output.write(rows)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (512, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
-        with pytest.raises(UserError, match=f"cannot write .*out.{table}"):
+        with files_of_at_most(512), pytest.raises(UserError, match=f"cannot write .*out.{table}"):
             output.publish(COLUMNS)
     assert out.read_text() == "older\n"
     assert len(lines(tmp_path / f"out.{table}.partial")) == 10
-    record = f"out.{table}.run.json"
-    assert names(tmp_path) == [
-        f"out.{table}",
-        f"out.{table}.partial",
-        f"out.{table}.partial.run.json",
-        record,
-    ]
+    kept = ["", ".partial", ".partial.run.json", ".run.json"]
+    assert names(tmp_path) == [f"out.{table}{ending}" for ending in kept]
 
 
 def test_dash_is_standard_output() -> None:
