@@ -10,6 +10,7 @@ of its own.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import resource
@@ -224,7 +225,10 @@ def resume(bundle: Path, folder: Path, count: int) -> dict[str, Any]:
     paths = small_images(folder / "million", count)
     out = folder / "million.jsonl"
     infer(paths[0], "--bundle", bundle, "--out", out)  # for the record
-    out.with_name("million.jsonl.run.json").rename(out.with_name("million.jsonl.partial.run.json"))
+    record = RunRecord.read(out.with_name("million.jsonl.run.json"))
+    assert record is not None
+    record = dataclasses.replace(record, sources=(os.fspath(folder / "million"),))
+    record.write(out.with_name("million.jsonl.partial.run.json"))
     out.unlink()
     ranking = tuple(Ranked(k, f"class {k}", 0.25) for k in range(4))
     with out.with_name("million.jsonl.partial").open("w", encoding="utf-8") as journal:
