@@ -10,6 +10,8 @@ import platform
 from pathlib import Path
 from typing import Any
 
+from sad_runtime.devices import processor_name
+
 _PACKAGES = (
     "sad-deploy",
     "torch",
@@ -32,7 +34,7 @@ def machine() -> dict[str, Any]:
             continue
     return {
         "date": datetime.date.today().isoformat(),
-        "processor": _processor(),
+        "processor": processor_name(),
         "cores": len(os.sched_getaffinity(0)),
         "python": platform.python_version(),
         "versions": versions,
@@ -44,12 +46,3 @@ def write_results(path: Path, results: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     print(f"written to {path}")
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

@@ -1,4 +1,4 @@
-"""What the machine has: CUDA GPUs, asked of the driver itself, and the cores this process may use.
+"""What the machine has: CUDA GPUs, asked of the driver itself, its processor, the cores this process may use.
 
 The driver library is called directly, so that the answer needs no CUDA toolkit, torch or TensorRT, and says
 why there is no GPU.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import os
+import platform
 import sys
 from pathlib import Path
 
@@ -107,3 +108,13 @@ def _device(driver: ctypes.CDLL, ordinal: int) -> CudaDevice:
         _check(driver, driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, handle))
         capability.append(value.value)
     return CudaDevice(name.value.decode(), (capability[0], capability[1]), memory.value)
+
+
+def processor_name() -> str:
+    """The processor as the system names it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

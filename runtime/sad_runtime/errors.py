@@ -6,6 +6,7 @@ Every error here says what is wrong in one line and, as a hint, what to do next.
 from __future__ import annotations
 
 import enum
+import errno
 
 
 class UserError(Exception):
@@ -80,3 +81,8 @@ class ImageError(UserError):
     def __init__(self, code: ErrorCode, message: str) -> None:
         super().__init__(message)
         self.code = code
+
+
+def reason_of(error: OSError) -> str:
+    """What the system says of a failed write, in words for the end of a sentence."""
+    return "no room on the disk" if error.errno == errno.ENOSPC else error.strerror or str(error)

@@ -6,7 +6,6 @@ a few extreme pixels do not darken the rest.
 
 from __future__ import annotations
 
-import errno
 import functools
 import hashlib
 import os
@@ -18,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from .errors import UserError
+from .errors import UserError, reason_of
 from .sources import absolute
 
 MIN_SIDE = 224
@@ -186,7 +185,7 @@ class OverlayWriter:
             finally:
                 temporary.unlink(missing_ok=True)
         except OSError as error:
-            reason = "no room on the disk" if error.errno == errno.ENOSPC else error.strerror or str(error)
+            reason = reason_of(error)
             raise UserError(f"cannot write the overlay {target}: {reason}") from error
         return target
 

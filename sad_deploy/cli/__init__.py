@@ -19,7 +19,7 @@ from sad_runtime.version import __version__
 
 from .benchmark import benchmark
 from .calibrate import calibrate
-from .console import print_error, print_hint
+from .console import EXIT_INTERRUPTED, print_error, print_hint
 from .doctor import doctor
 from .export import export
 from .gradient import gradient
@@ -28,7 +28,6 @@ from .inspect import inspect
 
 EXIT_INTERNAL_ERROR = 1
 EXIT_UNUSABLE_INPUT = 2
-EXIT_INTERRUPTED = 130
 
 # The base of all usage errors. Newer versions of typer carry their own copy of click, so it must be found
 # through typer.

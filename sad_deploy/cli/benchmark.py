@@ -13,7 +13,15 @@ from sad_runtime.backend_choice import BackendChoice
 from sad_runtime.errors import MissingExtraError
 from sad_runtime.extras import require
 
-from .console import interruptible, print_hint, print_status, print_warning, stderr, stdout
+from .console import (
+    EXIT_SOME_IMAGES_FAILED,
+    interruptible,
+    print_hint,
+    print_status,
+    print_warning,
+    stderr,
+    stdout,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -21,7 +29,6 @@ if TYPE_CHECKING:
     from sad_runtime.benchmark import Benchmark, Run
     from sad_runtime.benchmark.run import Progress, SinglePass
 
-_EXIT_SOME_IMAGES_FAILED = 3
 _NONE = "–"
 
 
@@ -102,7 +109,7 @@ def benchmark(
         if where is not None:
             print_status(f"{what}: {where}")
     if result.images.failed:
-        raise typer.Exit(_EXIT_SOME_IMAGES_FAILED)
+        raise typer.Exit(EXIT_SOME_IMAGES_FAILED)
 
 
 def _single_pass() -> SinglePass | None:

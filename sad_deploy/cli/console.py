@@ -8,6 +8,9 @@ from collections.abc import Iterator
 from rich.console import Console
 from rich.markup import escape
 
+EXIT_SOME_IMAGES_FAILED = 3
+EXIT_INTERRUPTED = 130
+
 # Wide enough when there is no terminal that a table in a log file is not folded.
 _WIDTH_WITHOUT_TERMINAL = 120
 

@@ -20,7 +20,15 @@ from sad_runtime.backend_choice import BackendChoice
 from sad_runtime.errors import UserError
 from sad_runtime.result_format import ResultFormat
 
-from .console import print_error, print_hint, print_status, print_warning, stderr
+from .console import (
+    EXIT_INTERRUPTED,
+    EXIT_SOME_IMAGES_FAILED,
+    print_error,
+    print_hint,
+    print_status,
+    print_warning,
+    stderr,
+)
 
 if TYPE_CHECKING:
     from sad_runtime.classifier import Classifier
@@ -28,8 +36,6 @@ if TYPE_CHECKING:
     from sad_runtime.results import Columns, Output, Summary
     from sad_runtime.sources import Sources
 
-_EXIT_SOME_IMAGES_FAILED = 3
-_EXIT_INTERRUPTED = 130
 _HISTOGRAM_CLASSES = 10
 _NAMED_ENDINGS = 5
 
@@ -238,7 +244,7 @@ def infer(
         if where and where != STDOUT:
             print_status(f"{what}: {where}")
     if summary.failures or (finished is not None and finished.skipped_failures):
-        raise typer.Exit(_EXIT_SOME_IMAGES_FAILED)
+        raise typer.Exit(EXIT_SOME_IMAGES_FAILED)
 
 
 def _check_use(resume: bool, retry_errors: bool, overwrite: bool) -> None:
@@ -327,7 +333,7 @@ def _ended_by_signals(stop: Callable[[], None]) -> Iterator[None]:
         nonlocal came
         if came:
             stderr.show_cursor(True)
-            os._exit(_EXIT_INTERRUPTED)
+            os._exit(EXIT_INTERRUPTED)
         came = True
         stop()
 
@@ -354,7 +360,7 @@ def _kept_on_failure(output: Output, summary: Summary) -> Iterator[None]:
         print_error(f"interrupted after {_count(summary.done, 'image')}")
         if _is_kept(output):
             print_hint(f"go on with: {_resume_command()}")
-        raise typer.Exit(_EXIT_INTERRUPTED) from None
+        raise typer.Exit(EXIT_INTERRUPTED) from None
     except UserError as error:
         if _is_kept(output):
             kept = f"finished rows are kept in {output.kept_in}; go on with: {_resume_command()}"

@@ -36,7 +36,7 @@ def conv(b: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
     strided = any(axis.stride > 1 for axis in axes)
     if depthwise and strided and spreads(b):
         dx = _by_zero_insertion(b, weight, dy, axes, group)
-    elif _lowering(b, node, axes, depthwise=depthwise) is Dgrad.CONVTRANSPOSE:
+    elif _lowering(b, node, axes, depthwise=depthwise, strided=strided) is Dgrad.CONVTRANSPOSE:
         dx = _by_convtranspose(b, node, weight, dy, axes, group)
     elif strided:
         dx = _by_phases(b, weight, dy, axes, group)
@@ -45,7 +45,7 @@ def conv(b: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
     return (dx, *[None] * (len(node.inputs) - 1))
 
 
-def _lowering(b: Emitter, node: ir.Node, axes: Sequence[Axis], *, depthwise: bool) -> Dgrad:
+def _lowering(b: Emitter, node: ir.Node, axes: Sequence[Axis], *, depthwise: bool, strided: bool) -> Dgrad:
     """The form of one convolution.
 
     ConvTranspose, because it shares its weight with the forward pass in an engine too, but for
@@ -58,7 +58,6 @@ def _lowering(b: Emitter, node: ir.Node, axes: Sequence[Axis], *, depthwise: boo
     """
     if b.dgrad is not Dgrad.AUTO:
         return b.dgrad
-    strided = any(axis.stride > 1 for axis in axes)
     if strided and any(axis.dilation > 1 for axis in axes):
         return Dgrad.CONV
     if b.target is Target.CPU:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-from pathlib import Path
 from typing import Any
 
-from ..devices import available_cores, cuda_devices
+from ..devices import available_cores, cuda_devices, processor_name
 from ..version import __version__
 
 # Of distributions that are there in several builds, only one is installed.
@@ -23,18 +22,9 @@ def describe_machine() -> dict[str, Any]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return {
-        "processor": _processor(),
+        "processor": processor_name(),
         "cores": available_cores(),
         "system": f"{platform.system()} {platform.machine()}",
         "gpus": [device.name for device in cuda_devices().devices],
         "versions": versions,
     }
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

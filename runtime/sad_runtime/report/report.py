@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import secrets
@@ -13,7 +12,7 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import UserError
+from ..errors import UserError, reason_of
 from ..manifest import Manifest
 from .journal import entries
 from .listing import LISTED_ROWS, Listing
@@ -112,7 +111,7 @@ class Report:
             finally:
                 temporary.unlink(missing_ok=True)
         except OSError as error:
-            reason = "no room on the disk" if error.errno == errno.ENOSPC else error.strerror or str(error)
+            reason = reason_of(error)
             raise UserError(f"cannot write the report {self.path}: {reason}") from error
         self._sample.remove()
         return self.path

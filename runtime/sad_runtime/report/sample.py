@@ -10,7 +10,6 @@ stay in it; of n images with room for k, about k·(1 + ln(n/k)) are written.
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import heapq
 import os
@@ -20,7 +19,7 @@ import zlib
 from pathlib import Path
 from typing import BinaryIO
 
-from ..errors import UserError
+from ..errors import UserError, reason_of
 
 _MAGIC = b"sad-deploy pictures 1\n"
 _RECORD = struct.Struct("<16sII")
@@ -134,7 +133,7 @@ class Sample:
             del self._places[(-heapq.heappop(self._largest)).to_bytes(16)]
 
     def _cannot_write(self, error: OSError) -> UserError:
-        reason = "no room on the disk" if error.errno == errno.ENOSPC else error.strerror or str(error)
+        reason = reason_of(error)
         return UserError(f"cannot write the report's pictures to {self.path}: {reason}")
 
 
