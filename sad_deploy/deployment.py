@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from sad_export.precision import FP32, Variant, write_verified
-from sad_export.tensorrt import EngineInfo, build_engine
+from sad_export.tensorrt import build_engine
 from sad_export.tensorrt.flavors import choose_flavor
 from sad_export.tolerances import TOLERANCES
 from sad_export.two_pass import two_pass
@@ -19,6 +19,7 @@ from sad_export.verify import Array, Verification
 from sad_runtime.bundle import Bundle, write_bundle
 from sad_runtime.errors import BundleError
 from sad_runtime.manifest import Engine, Graph, Manifest
+from sad_runtime.tensorrt import EngineInfo
 
 from .calibrated import load_calibrated, load_samples
 from .classifier import SADClassifier, standardized

@@ -11,9 +11,9 @@ import sys
 from collections.abc import Iterator
 
 from sad_runtime.backends.onnxruntime import Provider, provider_problem
-from sad_runtime.backends.tensorrt import Flavor, load_tensorrt
 from sad_runtime.devices import available_cores, cuda_devices
 from sad_runtime.errors import UserError
+from sad_runtime.tensorrt import Flavor, load_tensorrt
 
 # Import name → extra. Importing them is the test: torch and torchvision of different builds install together
 # and then fail.

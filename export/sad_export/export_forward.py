@@ -11,15 +11,15 @@ import numpy as np
 import onnx
 from PIL import Image
 
-from sad_runtime.backends.tensorrt import Flavor
 from sad_runtime.errors import ImageError, UserError
 from sad_runtime.manifest import Color, Normalization, Preprocessing
 from sad_runtime.preprocess import load
 from sad_runtime.sources import open_sources
+from sad_runtime.tensorrt import EngineInfo, Flavor
 
 from .model import GraphError
 from .precision import FP32, Variant, refuse_half_precision, write_verified
-from .tensorrt import EngineInfo, build_engine
+from .tensorrt import build_engine
 from .tolerances import TOLERANCES
 from .two_pass import two_pass
 from .verify import Array, Verification, run_graph
@@ -137,13 +137,17 @@ def export_forward(
             shortfalls = lowered.shortfalls(TOLERANCES[variant.lowest])
         info = None
         if flavor is not None:
-            plan = out.with_suffix(f".{flavor}.plan")
+            plan = engine_beside(out, flavor)
             info = build_engine(draft, draft.with_name(plan.name), flavor=flavor, batch=batch)
-            info.sidecar.replace(out.with_name(info.sidecar.name))
-            info.engine.replace(plan)
-            info = dataclasses.replace(info, engine=plan, sidecar=out.with_name(info.sidecar.name))
+            for made in (plan, plan.with_suffix(".json")):
+                draft.with_name(made.name).replace(made)
         draft.replace(out)
     return ForwardExport(out, verification, info, lowered, tuple(shortfalls))
+
+
+def engine_beside(graph: Path, flavor: Flavor) -> Path:
+    """Where the engine of a bare graph lies: ``NAME.FLAVOR.plan``."""
+    return graph.with_suffix(f".{flavor}.plan")
 
 
 def _real(folder: Path, channels: int, height: int, width: int) -> Array:

@@ -16,7 +16,7 @@ from sad_runtime.manifest import Normalization
 from .console import interruptible, print_status, print_warning, stdout
 
 if TYPE_CHECKING:
-    from sad_export.tensorrt import EngineInfo
+    from sad_runtime.tensorrt import EngineInfo
 
 DEFAULT_BUNDLE = Path("sad-model")
 
@@ -125,10 +125,10 @@ def export(
                 f"a bare graph needs --eta: {source} says nothing of it", hint="for example --eta 0.05"
             )
         require("onnx_ir", extra="export", need="sad-deploy export")
-        from sad_export.export_forward import export_forward
+        from sad_export.export_forward import engine_beside, export_forward
         from sad_export.precision import Variant
         from sad_export.tensorrt.flavors import choose_flavor
-        from sad_runtime.backends.tensorrt import Flavor
+        from sad_runtime.tensorrt import Flavor
 
         variant = Variant.of(*chosen)
         out = out or source.with_name(variant.suffixed(f"{source.stem}.sad.onnx"))
@@ -157,8 +157,9 @@ def export(
             _print_figures(f"{made.graph} against its float32 form", made.lowered.as_dict())
         _print_written(str(made.graph), made.graph.stat().st_size, made.shortfalls)
         info = made.engine
-        for stale in (out.with_suffix(f".{each}.plan") for each in Flavor):
-            if stale.exists() and (info is None or stale != info.engine):
+        for each in Flavor:
+            stale = engine_beside(out, each)
+            if stale.exists() and (info is None or each != info.flavor):
                 print_warning(f"{stale} is of an earlier graph: build it again with --trt, or delete it")
     else:
         if given := [name for name, value in bare_only.items() if value is not None]:
@@ -234,8 +235,9 @@ def refuse_same_file(source: Path, out: Path) -> None:
 def _print_engine(info: EngineInfo) -> None:
     smallest, best, largest = info.batch
     print_status(
-        f"{info.engine.name}: {info.bytes / 1e6:.2f} MB, {info.flavor} {info.version}, {info.precision}, "
-        f"batch {smallest} to {largest} (best {best}), built in {info.seconds:.1f} s; runs on {info.target}"
+        f"TensorRT engine: {info.bytes / 1e6:.2f} MB, {info.flavor} {info.version}, {info.precision}, "
+        f"batch {smallest} to {largest} (best {best}), built in {info.seconds:.1f} s; "
+        f"runs on {', '.join(info.targets)}"
     )
 
 

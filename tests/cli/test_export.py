@@ -260,7 +260,7 @@ def test_a_bare_graph_in_lower_precision_is_compared_with_its_float32_form(
     shutil.copy(forward, source)
     printed = run(str(source), "--eta", "0.05", "--precision", "fp16", "--trt", "--flavor", "rtx")
     assert "slope error" in printed
-    assert "against its float32 form" in printed
+    assert "against its float32 form" in " ".join(printed.split())  # a long path wraps the title
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "f.onnx",
         "f.sad.fp16.onnx",

@@ -3,7 +3,9 @@
 May import numpy and ``sad_runtime``; TensorRT only when an engine is built.
 """
 
-from .build import EngineInfo, build_engine
+from sad_runtime.tensorrt import EngineInfo
+
+from .build import build_engine
 from .flavors import choose_flavor
 
 __all__ = ["EngineInfo", "build_engine", "choose_flavor"]

@@ -7,8 +7,6 @@ one must know to use or rebuild it is in the JSON file beside it.
 from __future__ import annotations
 
 import collections
-import dataclasses
-import json
 import math
 import time
 from pathlib import Path
@@ -16,16 +14,15 @@ from typing import Any
 
 import onnx
 
-from sad_runtime.backends.tensorrt import Flavor, error_log, load_tensorrt
 from sad_runtime.bundle.read import sha256
 from sad_runtime.devices import cuda_devices
 from sad_runtime.errors import UserError
+from sad_runtime.tensorrt import EngineInfo, Flavor, error_log, load_tensorrt
 from sad_runtime.version import __version__
 
 from ..precision import PRECISION_KEY
 from .flavors import choose_flavor
 
-SIDECAR_SCHEMA = 1
 _TYPES: dict[int, str] = {
     onnx.TensorProto.FLOAT: "fp32",
     onnx.TensorProto.FLOAT16: "fp16",
@@ -35,51 +32,6 @@ _TYPES: dict[int, str] = {
 
 class EngineError(UserError):
     """TensorRT refused the graph or failed to build; no file was written."""
-
-
-@dataclasses.dataclass(frozen=True)
-class EngineInfo:
-    """What the sidecar says of an engine.
-
-    Attributes:
-        engine: Path of the plan.
-        sidecar: Path of the JSON beside it.
-        flavor: ``rtx`` or ``tensorrt``.
-        version: Of the TensorRT package; an engine runs on the version that built it.
-        precision: As the graph names it (``fp16``, ``fp32-fp16``), else the weights' element type.
-        target: GPUs that it runs on.
-        batch: Smallest, best and largest batch.
-        input_shape: (C, H, W).
-        outputs: Names of the outputs.
-        bytes: Size of the plan.
-        seconds: Wall time of the build.
-        onnx_sha256: Hash of the graph it was built from.
-        engine_sha256: Hash of the plan.
-        created_by: Program and version.
-        schema: Version of this description.
-    """
-
-    engine: Path
-    sidecar: Path
-    flavor: str
-    version: str
-    precision: str
-    target: str
-    batch: tuple[int, int, int]
-    input_shape: tuple[int, int, int]
-    outputs: tuple[str, ...]
-    bytes: int
-    seconds: float
-    onnx_sha256: str
-    engine_sha256: str
-    created_by: str
-    schema: int = SIDECAR_SCHEMA
-
-    def as_json(self) -> str:
-        """The sidecar's text; paths are left to where the files lie."""
-        fields = dataclasses.asdict(self)
-        del fields["engine"], fields["sidecar"]
-        return json.dumps(fields, indent=2) + "\n"
 
 
 def build_engine(
@@ -130,12 +82,13 @@ def build_engine(
     seconds = time.monotonic() - started
     engine_path.write_bytes(plan)
     info = EngineInfo(
-        engine=engine_path,
-        sidecar=engine_path.with_suffix(".json"),
         flavor=chosen.value,
         version=str(trt.__version__),
         precision=_precision(onnx_path),
-        target=_target(chosen),
+        targets=_targets(chosen),
+        hardware_compatibility="none",
+        optimization_level=config.builder_optimization_level,
+        tf32=config.get_flag(trt.BuilderFlag.TF32),
         batch=batch,
         input_shape=(chw[0], chw[1], chw[2]),
         outputs=tuple(network.get_output(i).name for i in range(network.num_outputs)),
@@ -145,7 +98,7 @@ def build_engine(
         engine_sha256=sha256(engine_path),
         created_by=f"sad-deploy {__version__}",
     )
-    info.sidecar.write_text(info.as_json(), encoding="utf-8")
+    engine_path.with_suffix(".json").write_text(info.as_json(), encoding="utf-8")
     return info
 
 
@@ -195,9 +148,9 @@ def _precision(onnx_path: Path) -> str:
     return _TYPES.get(kind, "int8")
 
 
-def _target(flavor: Flavor) -> str:
+def _targets(flavor: Flavor) -> tuple[str, ...]:
     """Where the engine runs; a choice of targets is not offered yet."""
     if flavor is Flavor.RTX:
-        return "every RTX GPU that this TensorRT for RTX supports"
+        return ("every RTX GPU that this TensorRT for RTX supports",)
     device = cuda_devices().devices[0]
-    return f"{device.name} (compute capability {'.'.join(map(str, device.compute_capability))})"
+    return (f"{device.name} (compute capability {'.'.join(map(str, device.compute_capability))})",)

@@ -1,22 +1,12 @@
-"""Which TensorRT builds an engine. One Python API; what differs at build time is in one table.
-
-======== ============ ==============================================================
-flavor   module       builds
-======== ============ ==============================================================
-rtx      tensorrt_rtx anywhere, for every RTX GPU it knows; kernels compiled on first use
-tensorrt tensorrt     on the GPU that the engine will run on
-======== ============ ==============================================================
-"""
+"""Which TensorRT builds an engine; how they differ is in :mod:`sad_runtime.tensorrt.flavors`."""
 
 from __future__ import annotations
 
 import importlib.util
 
-from sad_runtime.backends.tensorrt import Flavor
 from sad_runtime.devices import cuda_devices
 from sad_runtime.errors import BackendError, MissingExtraError
-
-BUILDS_WITHOUT_GPU = {Flavor.RTX: True, Flavor.TENSORRT: False}
+from sad_runtime.tensorrt import Flavor
 
 
 def is_installed(flavor: Flavor) -> bool:
@@ -43,7 +33,7 @@ def choose_flavor(flavor: str) -> Flavor:
         chosen = Flavor.RTX
     if not is_installed(chosen):
         raise MissingExtraError(chosen.module, extra=chosen.value, need="building a TensorRT engine")
-    if not BUILDS_WITHOUT_GPU[chosen] and (problem := cuda_devices().problem):
+    if not chosen.differences.builds_without_gpu and (problem := cuda_devices().problem):
         raise BackendError(
             f"TensorRT builds an engine on the GPU that it will run on, and there is none: {problem}",
             hint='--flavor rtx builds without a GPU: pip install "sad-deploy[rtx]"',

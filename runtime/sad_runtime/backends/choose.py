@@ -9,9 +9,10 @@ from ..bundle import Bundle
 from ..devices import cuda_devices
 from ..errors import BackendError, BundleError, MissingExtraError
 from ..graph_metadata import contradictions
+from ..tensorrt import Flavor
 from .onnxruntime import OnnxRuntimeBackend, Provider
 from .protocol import LOGITS, Backend
-from .tensorrt import Flavor, TensorRTBackend
+from .tensorrt import TensorRTBackend
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,6 @@ serving host needs no torch.
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType, TracebackType
@@ -18,39 +17,8 @@ import numpy.typing as npt
 from ..devices import cuda_devices
 from ..errors import BackendError, BundleError, MissingExtraError
 from ..extras import require
+from ..tensorrt import Flavor, error_log, load_tensorrt
 from .protocol import INPUT
-
-
-class Flavor(enum.StrEnum):
-    """Which TensorRT; the values are the backends' names and those in the manifest."""
-
-    RTX = "rtx"
-    TENSORRT = "tensorrt"
-
-    @property
-    def module(self) -> str:
-        """Name of the Python module."""
-        return {Flavor.RTX: "tensorrt_rtx", Flavor.TENSORRT: "tensorrt"}[self]
-
-
-def load_tensorrt(flavor: Flavor, *, need: str) -> ModuleType:
-    """Import the module of a flavor.
-
-    Args:
-        flavor: Which TensorRT.
-        need: What needs it, the subject of the error's sentence.
-
-    Raises:
-        MissingExtraError: The package is not installed.
-        BackendError: The package is there, but its libraries are not.
-    """
-    try:
-        return require(flavor.module, extra=flavor.value, need=need)
-    except (ImportError, OSError) as error:
-        raise BackendError(
-            f"{flavor.module} is installed, but its libraries do not load: {' '.join(str(error).split())}",
-            hint=f'pip install --force-reinstall "sad-deploy[{flavor}]"',
-        ) from error
 
 
 def _load_cuda_runtime(flavor: Flavor, *, need: str) -> ModuleType:
@@ -190,22 +158,3 @@ class TensorRTBackend:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def error_log(tensorrt: Any) -> Any:
-    """A logger that keeps TensorRT's errors, which explain a ``None``, instead of printing them."""
-
-    class Log(tensorrt.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            tensorrt.ILogger.__init__(self)
-            self.errors: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (tensorrt.ILogger.Severity.ERROR, tensorrt.ILogger.Severity.INTERNAL_ERROR):
-                self.errors.append(" ".join(message.split()))
-
-        def reason(self) -> str:
-            text = self.errors[0] if self.errors else "it gave no reason"
-            return text if len(text) <= 300 else text[:297] + "..."
-
-    return Log()

@@ -10,9 +10,10 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from sad_runtime.backends.tensorrt import Flavor, TensorRTBackend, error_log, load_tensorrt
+from sad_runtime.backends.tensorrt import TensorRTBackend
 from sad_runtime.devices import cuda_devices
 from sad_runtime.errors import BackendError, MissingExtraError
+from sad_runtime.tensorrt import Flavor, error_log, load_tensorrt
 
 from ..tiny_bundle import LinearModel, two_pass_graph
 
@@ -51,7 +52,7 @@ def test_package_without_its_libraries_is_another_message(tmp_path: Path) -> Non
         "import ctypes\nctypes.CDLL('libnvinfer_that_is_not_there.so.11')\n"
     )
     code = (
-        "from sad_runtime.backends.tensorrt import Flavor, load_tensorrt\n"
+        "from sad_runtime.tensorrt import Flavor, load_tensorrt\n"
         "from sad_runtime.errors import BackendError\n"
         "try:\n    load_tensorrt(Flavor.TENSORRT, need='x')\n"
         "except BackendError as error:\n    print(error.message, '|', error.hint)\n"

@@ -1,0 +1,49 @@
+"""Import the module of a flavor, and hear what it has to say."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+from ..errors import BackendError
+from ..extras import require
+from .flavors import Flavor
+
+
+def load_tensorrt(flavor: Flavor, *, need: str) -> ModuleType:
+    """Import the module of a flavor.
+
+    Args:
+        flavor: Which TensorRT.
+        need: What needs it, the subject of the error's sentence.
+
+    Raises:
+        MissingExtraError: The package is not installed.
+        BackendError: The package is there, but its libraries are not.
+    """
+    try:
+        return require(flavor.module, extra=flavor.value, need=need)
+    except (ImportError, OSError) as error:
+        raise BackendError(
+            f"{flavor.module} is installed, but its libraries do not load: {' '.join(str(error).split())}",
+            hint=f'pip install --force-reinstall "sad-deploy[{flavor}]"',
+        ) from error
+
+
+def error_log(tensorrt: Any) -> Any:
+    """A logger that keeps TensorRT's errors, which explain a ``None``, instead of printing them."""
+
+    class Log(tensorrt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            tensorrt.ILogger.__init__(self)
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (tensorrt.ILogger.Severity.ERROR, tensorrt.ILogger.Severity.INTERNAL_ERROR):
+                self.errors.append(" ".join(message.split()))
+
+        def reason(self) -> str:
+            text = self.errors[0] if self.errors else "it gave no reason"
+            return text if len(text) <= 300 else text[:297] + "..."
+
+    return Log()
