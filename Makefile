@@ -27,11 +27,16 @@ $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable ".[all]" --group dev
 	touch $@
 
+# Where they cannot be downloaded, the tests that read them are skipped with the reason.
+$(VENV)/trt-bindings: tests/enterprise_bindings.txt | $(BIN)/python
+	mkdir -p $@
+	$(BIN)/python -m pip download --quiet --no-deps --dest $@ --requirement $< && touch $@ || rm -rf $@
+
 demo: $(VENV)/.demo
 	PATH="$(abspath $(BIN)):$$PATH" sh examples/demo.sh
 
-test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+test: $(VENV)/.dev $(VENV)/trt-bindings
+	SAD_DEPLOY_TRT_BINDINGS="$(abspath $(VENV)/trt-bindings)" $(BIN)/python -m pytest
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check

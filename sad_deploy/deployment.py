@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -11,8 +12,8 @@ import torch
 from torch import nn
 
 from sad_export.precision import FP32, Variant, write_verified
-from sad_export.tensorrt import build_engine
-from sad_export.tensorrt.flavors import choose_flavor
+from sad_export.tensorrt import EngineRequest, UnbuildableError
+from sad_export.tensorrt.request import may_build_with_conv
 from sad_export.tolerances import TOLERANCES
 from sad_export.two_pass import two_pass
 from sad_export.verify import Array, Verification
@@ -30,19 +31,6 @@ GRAPH_FILE = "model.onnx"
 """Name of the float32 graph; other precisions are put before the suffix: ``model.fp16.onnx``."""
 
 _REFERENCE_BATCH = 16
-
-
-@dataclasses.dataclass(frozen=True)
-class EngineRequest:
-    """Which engine to build.
-
-    Attributes:
-        flavor: ``rtx``, ``tensorrt`` or ``auto``.
-        batch: Smallest, best and largest batch of the profile.
-    """
-
-    flavor: str = "auto"
-    batch: tuple[int, int, int] = (1, 8, 64)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +84,8 @@ def export_bundle(
 
     Args:
         bundle: As ``sad-deploy calibrate`` wrote it.
-        dgrad: How convolutions are differentiated.
+        dgrad: How convolutions are differentiated. Where no engine can be built of ``auto``, the graph and
+            its engine are written with ``conv``, and the manifest says so.
         target: ``portable``, or ``cpu`` for the fastest form in onnxruntime on the CPU; float32 only.
         variant: The precision of the second pass and that of the saliency.
         allow_inaccurate: Keep a graph in lower precision whose figures are outside their tolerance.
@@ -111,7 +100,7 @@ def export_bundle(
             a verification below its tolerance, no TensorRT, a full disk.
     """
     # First what can be refused at once, then the work.
-    flavor = choose_flavor(engine.flavor) if engine else None
+    flavor = engine.check() if engine else None
     variant.check_target(target)
     images = sample_images(bundle)
     model, manifest = load_calibrated(bundle)
@@ -128,21 +117,31 @@ def export_bundle(
     engines = [each for each in manifest.engines if each.precision not in replaced]
     with write_bundle(bundle.root) as draft:
         draft.keep(bundle, *(name for name in manifest.files if name not in stale))
-        made = []
-        for each in variants:
+        made = {}
+
+        def write(each: Variant, dgrad: str) -> Path:
             path = draft.path(each.suffixed(GRAPH_FILE))
-            chosen_dgrad = each.dgrad(dgrad)
-            graph = _two_pass(forward, manifest, dgrad=chosen_dgrad, target=target)
+            graph = _two_pass(forward, manifest, dgrad=dgrad, target=target)
             status(f"verifying {path.name} against PyTorch on {len(images)} real images")
             figures = write_verified(graph, path, each, images, reference, allow_inaccurate=allow_inaccurate)
             shortfalls = tuple(figures.shortfalls(TOLERANCES[each.lowest]))
-            made.append(ExportedGraph(path.name, figures, path.stat().st_size, shortfalls))
-            graphs[each.label] = Graph(path.name, each.label, chosen_dgrad, target, figures.as_dict())
+            made[each] = ExportedGraph(path.name, figures, path.stat().st_size, shortfalls)
+            graphs[each.label] = Graph(path.name, each.label, dgrad, target, figures.as_dict())
+            return path
+
+        for each in variants:
+            path = write(each, each.dgrad(dgrad))
         info = None
         if engine is not None and flavor is not None:
             status(f"building the TensorRT engine ({flavor})")
             plan, sidecar = (f"engines/{path.stem}.{flavor}.{suffix}" for suffix in ("plan", "json"))
-            info = build_engine(path, draft.path(plan), flavor=flavor, batch=engine.batch)
+            try:
+                info = engine.build(path, draft.path(plan))
+            except UnbuildableError as error:
+                if not may_build_with_conv(error, graph_dgrad=variant.dgrad(dgrad), asked=dgrad):
+                    raise
+                status(f"{error.message}; writing the graph with --dgrad conv instead")
+                info = engine.build(write(variant, "conv"), draft.path(plan))
             engines.append(Engine(plan, sidecar, path.name, flavor.value, variant.label))
         ordered = tuple(
             sorted(graphs.values(), key=lambda graph: (graph.precision != FP32.label, graph.file))
@@ -150,7 +149,7 @@ def export_bundle(
         draft.manifest = dataclasses.replace(manifest, graphs=ordered, engines=tuple(engines), files={})
     built = {each.file for each in engines}
     removed = tuple(each.file for each in old_engines if each.file not in built)
-    return Exported(Bundle.open(bundle.root), tuple(made), info, removed)
+    return Exported(Bundle.open(bundle.root), tuple(made.values()), info, removed)
 
 
 def _two_pass(forward: onnx.ModelProto, manifest: Manifest, *, dgrad: str, target: str) -> onnx.ModelProto:

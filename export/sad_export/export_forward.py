@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,8 @@ from sad_runtime.tensorrt import EngineInfo, Flavor
 
 from .model import GraphError
 from .precision import FP32, Variant, refuse_half_precision, write_verified
-from .tensorrt import build_engine
+from .tensorrt import EngineRequest, UnbuildableError
+from .tensorrt.request import may_build_with_conv
 from .tolerances import TOLERANCES
 from .two_pass import two_pass
 from .verify import Array, Verification, run_graph
@@ -34,6 +35,8 @@ class ForwardExport:
 
     Attributes:
         graph: The two-pass file.
+        dgrad: How its convolutions are differentiated: as asked, but ``conv`` where no engine could be built
+            of ``auto``.
         verification: Figures of the float32 graph against the forward graph.
         engine: The engine beside it, if one was built.
         lowered: Figures of the file against the float32 graph, in lower precision.
@@ -41,6 +44,7 @@ class ForwardExport:
     """
 
     graph: Path
+    dgrad: str
     verification: ForwardVerification
     engine: EngineInfo | None
     lowered: Verification | None = None
@@ -61,8 +65,8 @@ def export_forward(
     target: str = "portable",
     variant: Variant = FP32,
     allow_inaccurate: bool = False,
-    flavor: Flavor | None = None,
-    batch: tuple[int, int, int] = (1, 8, 64),
+    engine: EngineRequest | None = None,
+    status: Callable[[str], None] = lambda message: None,
 ) -> ForwardExport:
     """Build, verify and write the two-pass graph of an ONNX classifier.
 
@@ -79,24 +83,30 @@ def export_forward(
         target: ``portable`` or ``cpu``; float32 only.
         variant: The precision of the second pass and that of the saliency.
         allow_inaccurate: Keep a graph in lower precision whose figures are outside their tolerance.
-        flavor: Which TensorRT builds an engine, if any.
-        batch: Profile of the engine.
+        engine: What to build with TensorRT, if anything.
+        status: Told what is being done.
 
     Raises:
         UserError: The graph, an argument or an image folder cannot be used, the check failed, or TensorRT
             refused; nothing was written.
     """
     variant.check_target(target)
-    graph = two_pass(
-        forward,
-        eta=eta,
-        normalization=normalization,
-        dgrad=variant.dgrad(dgrad),
-        target=target,
-        logits=logits,
-        mean=mean,
-        std=std,
-    )
+    flavor = engine.check() if engine else None
+
+    def written_as(dgrad: str) -> onnx.ModelProto:
+        return two_pass(
+            forward,
+            eta=eta,
+            normalization=normalization,
+            dgrad=dgrad,
+            target=target,
+            logits=logits,
+            mean=mean,
+            std=std,
+        )
+
+    chosen_dgrad = variant.dgrad(dgrad)
+    graph = written_as(chosen_dgrad)
     image = graph.graph.input[0].type.tensor_type
     batch_dim, *chw = image.shape.dim
     problems = []
@@ -115,34 +125,47 @@ def export_forward(
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
         draft = Path(folder) / out.name
-        onnx.save(graph, str(draft))
-        verification = verify_forward(
-            draft,
-            forward,
-            pixels,
-            eta=eta,
-            normalization=normalization,
-            clip=None,
-            mean=mean,
-            std=std,
-            logits=logits,
-        )
-        lowered = None
-        shortfalls: list[str] = []
-        if not variant.is_fp32:
+
+        def verified(
+            graph: onnx.ModelProto,
+        ) -> tuple[ForwardVerification, Verification | None, list[str]]:
+            onnx.save(graph, str(draft))
+            verification = verify_forward(
+                draft,
+                forward,
+                pixels,
+                eta=eta,
+                normalization=normalization,
+                clip=None,
+                mean=mean,
+                std=std,
+                logits=logits,
+            )
+            if variant.is_fp32:
+                return verification, None, []
             in_float32 = run_graph(draft, pixels)
             lowered = write_verified(
                 graph, draft, variant, pixels, in_float32, allow_inaccurate=allow_inaccurate
             )
-            shortfalls = lowered.shortfalls(TOLERANCES[variant.lowest])
+            return verification, lowered, lowered.shortfalls(TOLERANCES[variant.lowest])
+
+        verification, lowered, shortfalls = verified(graph)
         info = None
-        if flavor is not None:
+        if engine is not None and flavor is not None:
             plan = engine_beside(out, flavor)
-            info = build_engine(draft, draft.with_name(plan.name), flavor=flavor, batch=batch)
+            try:
+                info = engine.build(draft, draft.with_name(plan.name))
+            except UnbuildableError as error:
+                if not may_build_with_conv(error, graph_dgrad=chosen_dgrad, asked=dgrad):
+                    raise
+                status(f"{error.message}; writing the graph with --dgrad conv instead")
+                chosen_dgrad = "conv"
+                verification, lowered, shortfalls = verified(written_as(chosen_dgrad))
+                info = engine.build(draft, draft.with_name(plan.name))
             for made in (plan, plan.with_suffix(".json")):
                 draft.with_name(made.name).replace(made)
         draft.replace(out)
-    return ForwardExport(out, verification, info, lowered, tuple(shortfalls))
+    return ForwardExport(out, chosen_dgrad, verification, info, lowered, tuple(shortfalls))
 
 
 def engine_beside(graph: Path, flavor: Flavor) -> Path:

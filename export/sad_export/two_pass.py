@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from sad_runtime.graph_metadata import graph_metadata
+from sad_runtime.graph_metadata import PREFIX, graph_metadata
 from sad_runtime.manifest import Normalization
 
 from .gradient import Dgrad, Emitter, Target
@@ -91,7 +91,7 @@ def two_pass(
     metadata = graph_metadata(
         eta=eta, normalization=Normalization(normalization), clip=clip, mean=mean, std=std
     )
-    return finish(graph.model, what="two-pass", metadata=metadata)
+    return finish(graph.model, what="two-pass", metadata=metadata | {f"{PREFIX}dgrad": dgrad})
 
 
 def normalized(b: Emitter, saliency: ir.Value, normalization: Normalization) -> ir.Value:

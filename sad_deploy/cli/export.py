@@ -14,6 +14,7 @@ from sad_runtime.extras import require
 from sad_runtime.manifest import Normalization
 
 from .console import interruptible, print_status, print_warning, stdout
+from .engine_options import PANEL, EngineOptions, HardwareCompatibilityOption
 
 if TYPE_CHECKING:
     from sad_runtime.tensorrt import EngineInfo
@@ -60,10 +61,59 @@ def export(
     trt: Annotated[
         bool, typer.Option("--trt", help="Also build a TensorRT engine (RTX: needs no GPU).")
     ] = False,
-    flavor: Annotated[FlavorOption, typer.Option(help="Which TensorRT builds it.")] = FlavorOption.AUTO,
+    flavor: Annotated[
+        FlavorOption, typer.Option(help="Which TensorRT builds it.", rich_help_panel=PANEL)
+    ] = FlavorOption.AUTO,
     batch: Annotated[
-        str, typer.Option(metavar="MIN:BEST:MAX", help="Batch sizes that the engine serves.")
+        str,
+        typer.Option(
+            metavar="MIN:BEST:MAX", help="Batch sizes that the engine serves.", rich_help_panel=PANEL
+        ),
     ] = "1:8:64",
+    optimization_level: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=5,
+            help="How long the builder searches.",
+            show_default="TensorRT's",
+            rich_help_panel=PANEL,
+        ),
+    ] = None,
+    gpu_target: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="sm_XX|current",
+            help="RTX: build for this GPU; may be repeated.",
+            show_default="sm_80 and newer",
+            rich_help_panel=PANEL,
+        ),
+    ] = None,
+    hardware_compatibility: Annotated[
+        HardwareCompatibilityOption,
+        typer.Option(
+            help="Enterprise: which GPUs besides the one it is built on.",
+            rich_help_panel=PANEL,
+        ),
+    ] = HardwareCompatibilityOption.NONE,
+    tf32: Annotated[
+        bool,
+        typer.Option(
+            "--tf32", help="Let float32 products be rounded to TF32; faster.", rich_help_panel=PANEL
+        ),
+    ] = False,
+    verbose: Annotated[
+        bool,
+        typer.Option("--verbose", help="Show TensorRT's own log on stderr.", rich_help_panel=PANEL),
+    ] = False,
+    no_engine_cache: Annotated[
+        bool,
+        typer.Option(
+            "--no-engine-cache",
+            help="Build anew; by default engines are kept in ~/.cache/sad-deploy.",
+            rich_help_panel=PANEL,
+        ),
+    ] = False,
     dgrad: Annotated[
         DgradOption, typer.Option(help="How convolutions are differentiated.")
     ] = DgradOption.AUTO,
@@ -109,7 +159,18 @@ def export(
     A bundle is verified against its PyTorch model and rewritten as a whole, or left as it was. A bare forward
     graph is taken as it is: S at its input, and no BatchNorm statistics recalibrated.
     """
-    profile = _parse_batch(batch)
+    engine_options = EngineOptions(
+        flavor=flavor.value,
+        batch=_parse_batch(batch),
+        optimization_level=optimization_level,
+        targets=tuple(gpu_target or ()),
+        hardware_compatibility=hardware_compatibility,
+        tf32=tf32,
+        verbose=verbose,
+        no_cache=no_engine_cache,
+    )
+    if not trt:
+        engine_options.refuse_any()
     if trt and target is TargetOption.CPU:
         raise UserError(
             "--trt builds its engine from the portable graph", hint="leave out --target cpu, or --trt"
@@ -127,7 +188,6 @@ def export(
         require("onnx_ir", extra="export", need="sad-deploy export")
         from sad_export.export_forward import engine_beside, export_forward
         from sad_export.precision import Variant
-        from sad_export.tensorrt.flavors import choose_flavor
         from sad_runtime.tensorrt import Flavor
 
         variant = Variant.of(*chosen)
@@ -148,8 +208,8 @@ def export(
             target=target.value,
             variant=variant,
             allow_inaccurate=allow_inaccurate,
-            flavor=choose_flavor(flavor.value) if trt else None,
-            batch=profile,
+            engine=engine_options.request() if trt else None,
+            status=print_status,
         )
         in_fp32 = "" if variant.is_fp32 else "its float32 form "
         _print_figures(f"{in_fp32 or made.graph} against {source}", dataclasses.asdict(made.verification))
@@ -164,8 +224,8 @@ def export(
     else:
         if given := [name for name, value in bare_only.items() if value is not None]:
             raise UserError(f"{', '.join(given)} only go with a bare forward.onnx; a bundle brings its own")
-        engine = (flavor.value, profile) if trt else None
-        info = _export_bundle(source, dgrad.value, target.value, chosen, allow_inaccurate, engine)
+        options = engine_options if trt else None
+        info = _export_bundle(source, dgrad.value, target.value, chosen, allow_inaccurate, options)
     if info is not None:
         _print_engine(info)
 
@@ -176,7 +236,7 @@ def _export_bundle(
     target: str,
     chosen: tuple[str, str | None],
     allow_inaccurate: bool,
-    engine: tuple[str, tuple[int, int, int]] | None,
+    engine: EngineOptions | None,
 ) -> EngineInfo | None:
     from sad_runtime.bundle import Bundle
 
@@ -185,7 +245,7 @@ def _export_bundle(
     require("onnx_ir", extra="calibrate", need="sad-deploy export of a bundle")
     from sad_export.precision import Variant
 
-    from ..deployment import EngineRequest, export_bundle
+    from ..deployment import export_bundle
 
     with interruptible(f"{source} is unchanged"):
         exported = export_bundle(
@@ -194,7 +254,7 @@ def _export_bundle(
             target=target,
             variant=Variant.of(*chosen),
             allow_inaccurate=allow_inaccurate,
-            engine=EngineRequest(*engine) if engine else None,
+            engine=engine.request() if engine else None,
             status=print_status,
         )
     for graph in exported.graphs:
@@ -234,9 +294,10 @@ def refuse_same_file(source: Path, out: Path) -> None:
 
 def _print_engine(info: EngineInfo) -> None:
     smallest, best, largest = info.batch
+    made = "taken from the cache, " if info.from_cache else ""
     print_status(
         f"TensorRT engine: {info.bytes / 1e6:.2f} MB, {info.flavor} {info.version}, {info.precision}, "
-        f"batch {smallest} to {largest} (best {best}), built in {info.seconds:.1f} s; "
+        f"batch {smallest} to {largest} (best {best}), {made}built in {info.seconds:.1f} s; "
         f"runs on {', '.join(info.targets)}"
     )
 

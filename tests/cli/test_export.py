@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 import typer
 from models import forward_onnx, randomised, small_cnn
 from typer.testing import CliRunner
+from without_deconvolution import without_deconvolution
 
 from sad_deploy.calibrated import write_calibrated
 from sad_deploy.cli.export import export
@@ -20,9 +22,11 @@ from sad_deploy.data import ImageSet
 from sad_deploy.data.digits import PREPROCESSING
 from sad_deploy.models import build_model
 from sad_runtime.bundle import Bundle
+from sad_runtime.bundle.read import sha256
 from sad_runtime.classifier import Classifier
 from sad_runtime.errors import BackendError, BundleError, UserError
 from sad_runtime.manifest import Defence, InputSpace, Manifest, ModelSource
+from sad_runtime.tensorrt import read_sidecar
 
 app = typer.Typer(pretty_exceptions_enable=False)
 app.command()(export)
@@ -105,6 +109,9 @@ def test_a_fixed_batch_is_refused(tmp_path: Path) -> None:
         run(str(tmp_path / "f.onnx"), "--eta", "0.1")
 
 
+TRT = ("{forward}", "--eta", "0.1", "--trt", "--flavor", "rtx")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -116,6 +123,14 @@ def test_a_fixed_batch_is_refused(tmp_path: Path) -> None:
         (["{forward}", "--eta", "0.1", "--out", "{forward}"], "is the graph that is read"),
         (["{forward}", "--eta", "0.1", "--target", "cpu", "--precision", "fp16"], "is for float32, not fp16"),
         (["{forward}", "--eta", "0.1", "--target", "cpu", "--saliency-precision", "bf16"], "not fp32-bf16"),
+        (["{forward}", "--eta", "0.1", "--tf32", "--gpu-target", "sm_89"], "--gpu-target, --tf32: only with"),
+        (
+            ["{forward}", "--eta", "0.1", "--optimization-level", "0", "--verbose"],
+            "--verbose: only with --trt",
+        ),
+        (["absent", "--hardware-compatibility", "ampere+", "--no-engine-cache"], "--no-engine-cache: only"),
+        ([*TRT, "--gpu-target", "sm_90"], "knows no GPU target sm_90"),
+        ([*TRT, "--hardware-compatibility", "ampere+"], "no hardware compatibility"),
         (["absent.onnx", "--eta", "0.1"], "no ONNX file"),
         (["absent", "--eta", "0.1"], "only go with a bare forward.onnx"),
         (["absent"], "absent"),
@@ -221,6 +236,48 @@ def test_a_bundle_runs_in_the_precision_asked_for_and_names_those_it_has(in_fp16
     with pytest.raises(BundleError, match="has no bf16 graph, only fp16, fp32") as caught:
         Classifier.load(in_fp16, backend="cpu", precision="bf16")
     assert "--precision bf16" in str(caught.value.hint)
+
+
+def test_where_deconvolution_has_no_kernel_graph_and_engine_are_written_with_conv(
+    calibrated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rtx = pytest.importorskip("tensorrt_rtx", reason="needs the extra rtx; the test install has it")
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", without_deconvolution(rtx))
+    folder = tmp_path / "b"
+    shutil.copytree(calibrated, folder)
+    run(str(folder), "--trt", "--flavor", "rtx", "--batch", "1:2:4", "--no-engine-cache")
+    bundle = Bundle.open(folder)
+    (graph,) = bundle.manifest.graphs
+    (engine,) = bundle.manifest.engines
+    assert graph.dgrad == "conv"
+    assert graph.verification["label_agreement"] == 1
+    assert read_sidecar(folder / engine.sidecar).onnx_sha256 == sha256(bundle.file(graph.file))
+
+
+def test_the_same_engine_is_built_once(calibrated: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "b"
+    shutil.copytree(calibrated, folder)
+    arguments = [str(folder), "--trt", "--flavor", "rtx", "--batch", "1:3:5", "--optimization-level", "2"]
+    told = []
+    for _ in range(2):
+        result = CliRunner().invoke(app, arguments, standalone_mode=False)
+        assert result.exception is None
+        told.append(result.stderr)
+    assert "taken from the cache" not in told[0]
+    assert "taken from the cache" in told[1]
+    (engine,) = Bundle.open(folder).manifest.engines
+    info = read_sidecar(folder / engine.sidecar)
+    assert (info.from_cache, info.optimization_level) == (True, 2)
+    assert sha256(folder / engine.file) == info.engine_sha256
+
+
+def test_verbose_shows_tensorrts_log(forward: Path, tmp_path: Path) -> None:
+    out = ["--out", str(tmp_path / "o.onnx")]
+    arguments = [str(forward), "--eta", "0.1", "--trt", "--flavor", "rtx", "--no-engine-cache", *out]
+    for verbose in (False, True):
+        result = CliRunner().invoke(app, arguments + ["--verbose"] * verbose, standalone_mode=False)
+        assert result.exception is None
+        assert ("TensorRT info: Detected 1 inputs" in result.stderr) is verbose
 
 
 def test_a_bf16_graph_is_for_engines(calibrated: Path, tmp_path: Path) -> None:

@@ -6,32 +6,25 @@ one must know to use or rebuild it is in the JSON file beside it.
 
 from __future__ import annotations
 
-import collections
-import math
+import dataclasses
+import platform
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import onnx
-
 from sad_runtime.bundle.read import sha256
-from sad_runtime.devices import cuda_devices
-from sad_runtime.errors import UserError
 from sad_runtime.tensorrt import EngineInfo, Flavor, error_log, load_tensorrt
 from sad_runtime.version import __version__
 
-from ..precision import PRECISION_KEY
+from .cache import EngineCache, cache_key
+from .errors import EngineError, UnbuildableError
 from .flavors import choose_flavor
+from .graph import GraphFacts, failing_node
+from .options import TURING, BuildOptions, check_options, configure, resolved_targets
 
-_TYPES: dict[int, str] = {
-    onnx.TensorProto.FLOAT: "fp32",
-    onnx.TensorProto.FLOAT16: "fp16",
-    onnx.TensorProto.BFLOAT16: "bf16",
-}
-
-
-class EngineError(UserError):
-    """TensorRT refused the graph or failed to build; no file was written."""
+NEED = "building a TensorRT engine"
+"""What needs TensorRT, the subject of an error's sentence."""
 
 
 def build_engine(
@@ -40,6 +33,9 @@ def build_engine(
     *,
     flavor: str = "auto",
     batch: tuple[int, int, int] = (1, 8, 64),
+    options: BuildOptions | None = None,
+    cache: EngineCache | None = None,
+    log: Callable[[str], None] | None = None,
 ) -> EngineInfo:
     """Build a TensorRT engine of a graph with one image input, for a range of batch sizes.
 
@@ -50,6 +46,9 @@ def build_engine(
         engine_path: Where the plan goes; ``PLAN`` with suffix ``.json`` is the sidecar.
         flavor: ``rtx`` (needs no GPU), ``tensorrt``, or ``auto``.
         batch: Smallest, best and largest batch size.
+        options: How it is built.
+        cache: Where the same engine may have been kept, and where this one is; None for neither.
+        log: Called with every line of TensorRT's own log, from "info" on.
 
     Returns:
         The description that was also written beside the engine.
@@ -57,47 +56,57 @@ def build_engine(
     Raises:
         MissingExtraError: No TensorRT is installed.
         BackendError: Its libraries do not load, or a GPU is needed and absent.
-        EngineError: The graph cannot be parsed or built; the message names the node or gives the reason.
+        UnbuildableError: The graph cannot be parsed or built; the message names the node if TensorRT does.
+        EngineError: There is no such graph, it takes no batch of images, or the options do not fit.
     """
-    onnx_path, engine_path = Path(onnx_path), Path(engine_path)
+    onnx_path, engine_path, options = Path(onnx_path), Path(engine_path), options or BuildOptions()
     check_batch(batch)
     chosen = choose_flavor(flavor)
-    trt: Any = load_tensorrt(chosen, need="building a TensorRT engine")
-    started = time.monotonic()
-    log = error_log(trt)
-    builder = trt.Builder(log)
-    network = _parsed(trt, builder, log, onnx_path)
-    image = network.get_input(0)
-    _, *chw = image.shape
-    config = builder.create_builder_config()
-    profile = builder.create_optimization_profile()
-    profile.set_shape(image.name, *((n, *chw) for n in batch))
-    config.add_optimization_profile(profile)
-    plan = builder.build_serialized_network(network, config)
-    if plan is None:
-        raise EngineError(
-            f"{trt.__name__} {trt.__version__} cannot build {onnx_path}: {log.reason()}",
-            hint="try --dgrad conv, or a smaller largest --batch",
-        )
-    seconds = time.monotonic() - started
-    engine_path.write_bytes(plan)
-    info = EngineInfo(
-        flavor=chosen.value,
-        version=str(trt.__version__),
-        precision=_precision(onnx_path),
-        targets=_targets(chosen),
-        hardware_compatibility="none",
-        optimization_level=config.builder_optimization_level,
-        tf32=config.get_flag(trt.BuilderFlag.TF32),
-        batch=batch,
-        input_shape=(chw[0], chw[1], chw[2]),
-        outputs=tuple(network.get_output(i).name for i in range(network.num_outputs)),
-        bytes=engine_path.stat().st_size,
-        seconds=round(seconds, 2),
-        onnx_sha256=sha256(onnx_path),
-        engine_sha256=sha256(engine_path),
-        created_by=f"sad-deploy {__version__}",
+    trt: Any = load_tensorrt(chosen, need=NEED)
+    check_options(options, chosen, trt)
+    if not onnx_path.is_file():
+        raise EngineError(f"there is no ONNX file {onnx_path}")
+    facts = GraphFacts.of(onnx_path)
+    # Its hash does not cover weights in files of their own.
+    cache = None if facts.external else cache
+    targets = resolved_targets(options, chosen)
+    onnx_sha256 = sha256(onnx_path)
+    key = cache_key(
+        {
+            "onnx": onnx_sha256,
+            "flavor": chosen.value,
+            "version": str(trt.__version__),
+            "batch": batch,
+            "targets": targets,
+            "options": dataclasses.asdict(options),
+            "platform": [platform.system(), platform.machine()],
+            "created_by": __version__,
+        }
     )
+    info = cache.take(key, engine_path) if cache is not None else None
+    if info is None:
+        started = time.monotonic()
+        built = _built(trt, chosen, onnx_path, batch, options, _Timing(cache, trt, targets), log)
+        engine_path.write_bytes(built.plan)
+        info = EngineInfo(
+            flavor=chosen.value,
+            version=str(trt.__version__),
+            precision=facts.precision,
+            targets=targets,
+            hardware_compatibility=options.hardware_compatibility.value,
+            optimization_level=built.optimization_level,
+            tf32=built.tf32,
+            batch=batch,
+            input_shape=built.input_shape,
+            outputs=built.outputs,
+            bytes=engine_path.stat().st_size,
+            seconds=round(time.monotonic() - started, 2),
+            onnx_sha256=onnx_sha256,
+            engine_sha256=sha256(engine_path),
+            created_by=f"sad-deploy {__version__}",
+        )
+        if cache is not None:
+            cache.put(key, engine_path, info)
     engine_path.with_suffix(".json").write_text(info.as_json(), encoding="utf-8")
     return info
 
@@ -116,41 +125,99 @@ def check_batch(batch: tuple[int, int, int]) -> None:
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class _Built:
+    """A plan, and what TensorRT says of it."""
+
+    plan: Any
+    input_shape: tuple[int, int, int]
+    outputs: tuple[str, ...]
+    optimization_level: int
+    tf32: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class _Timing:
+    """Where kernels that were measured once are kept, for the TensorRT that measures."""
+
+    cache: EngineCache | None
+    trt: Any
+    targets: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return cache_key({"version": str(self.trt.__version__), "targets": self.targets})
+
+    def load(self, config: Any) -> None:
+        if self.cache is not None:
+            timing = config.create_timing_cache(self.cache.read_timing(self.name))
+            # What another version or GPU left behind is not taken.
+            config.set_timing_cache(timing, ignore_mismatch=False)
+
+    def keep(self, config: Any) -> None:
+        if self.cache is not None:
+            self.cache.write_timing(self.name, bytes(config.get_timing_cache().serialize()))
+
+
+def _built(
+    trt: Any,
+    flavor: Flavor,
+    onnx_path: Path,
+    batch: tuple[int, int, int],
+    options: BuildOptions,
+    timing: _Timing,
+    echo: Callable[[str], None] | None,
+) -> _Built:
+    log = error_log(trt, echo=echo)
+    builder = trt.Builder(log)
+    network = _parsed(trt, builder, log, onnx_path)
+    image = network.get_input(0)
+    _, *chw = image.shape
+    config = builder.create_builder_config()
+    configure(trt, config, options, flavor)
+    profile = builder.create_optimization_profile()
+    profile.set_shape(image.name, *((n, *chw) for n in batch))
+    config.add_optimization_profile(profile)
+    if flavor.differences.timing_cache:
+        timing.load(config)
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        node = failing_node(onnx_path, log.errors)
+        where = f" at node {node.name!r} ({node.op_type})" if node else ""
+        hint = "try --dgrad conv, or a smaller largest --batch; --verbose shows TensorRT's log"
+        if TURING in options.targets:
+            hint = f"Turing ({TURING}) multiplies matrices in fp16 only: --precision fp16"
+        raise UnbuildableError(
+            f"{trt.__name__} {trt.__version__} cannot build {onnx_path}{where}: {log.reason()}",
+            hint=hint,
+            operator=node.op_type if node else None,
+        )
+    if flavor.differences.timing_cache:
+        timing.keep(config)
+    return _Built(
+        plan,
+        (chw[0], chw[1], chw[2]),
+        tuple(network.get_output(i).name for i in range(network.num_outputs)),
+        config.builder_optimization_level,
+        config.get_flag(trt.BuilderFlag.TF32),
+    )
+
+
 def _parsed(trt: Any, builder: Any, log: Any, onnx_path: Path) -> Any:
     # STRONGLY_TYPED is the only mode of newer versions, some of which have dropped the flag.
     flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     network = builder.create_network(0 if flag is None else 1 << int(flag))
     parser = trt.OnnxParser(network, log)
-    if not onnx_path.is_file():
-        raise EngineError(f"there is no ONNX file {onnx_path}")
     if not parser.parse_from_file(str(onnx_path)):
         errors = [parser.get_error(i) for i in range(parser.num_errors)]
         reasons = "; ".join(
             f"node {e.node_name() or e.node()!r} ({e.node_operator()}): {e.desc()}" for e in errors
         )
         reason = " ".join((reasons or log.reason()).split())
-        raise EngineError(f"{trt.__name__} {trt.__version__} cannot parse {onnx_path}: {reason}")
+        raise UnbuildableError(
+            f"{trt.__name__} {trt.__version__} cannot parse {onnx_path}: {reason}",
+            operator=errors[0].node_operator() if errors else None,
+        )
     if network.num_inputs != 1:
         raise EngineError(f"{onnx_path} has {network.num_inputs} inputs; an engine takes one batch of images")
     return network
-
-
-def _precision(onnx_path: Path) -> str:
-    """What the graph says of itself, else the type that most weight elements have."""
-    model = onnx.load(str(onnx_path), load_external_data=False)
-    for entry in model.metadata_props:
-        if entry.key == PRECISION_KEY:
-            return str(entry.value)
-    elements: collections.Counter[int] = collections.Counter()
-    for tensor in model.graph.initializer:
-        elements[tensor.data_type] += math.prod(tensor.dims)
-    ((kind, _),) = elements.most_common(1) or [(onnx.TensorProto.FLOAT, 0)]
-    return _TYPES.get(kind, "int8")
-
-
-def _targets(flavor: Flavor) -> tuple[str, ...]:
-    """Where the engine runs; a choice of targets is not offered yet."""
-    if flavor is Flavor.RTX:
-        return ("every RTX GPU that this TensorRT for RTX supports",)
-    device = cuda_devices().devices[0]
-    return (f"{device.name} (compute capability {'.'.join(map(str, device.compute_capability))})",)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -30,8 +31,13 @@ def load_tensorrt(flavor: Flavor, *, need: str) -> ModuleType:
         ) from error
 
 
-def error_log(tensorrt: Any) -> Any:
-    """A logger that keeps TensorRT's errors, which explain a ``None``, instead of printing them."""
+def error_log(tensorrt: Any, *, echo: Callable[[str], None] | None = None) -> Any:
+    """A logger that keeps TensorRT's errors, which explain a ``None``, instead of printing them.
+
+    Args:
+        tensorrt: The module.
+        echo: Called with every message but the verbose ones, as they come.
+    """
 
     class Log(tensorrt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -39,6 +45,8 @@ def error_log(tensorrt: Any) -> Any:
             self.errors: list[str] = []
 
         def log(self, severity: Any, message: str) -> None:
+            if echo is not None and severity != tensorrt.ILogger.Severity.VERBOSE:
+                echo(f"{severity.name.lower().replace('_', ' ')}: {message}")
             if severity in (tensorrt.ILogger.Severity.ERROR, tensorrt.ILogger.Severity.INTERNAL_ERROR):
                 self.errors.append(" ".join(message.split()))
 

@@ -24,7 +24,8 @@ class EngineInfo:
         flavor: ``rtx`` or ``tensorrt``.
         version: Of the TensorRT package; an engine runs on the version that built it.
         precision: As the graph names it (``fp16``, ``fp32-fp16``), else the weights' element type.
-        targets: The GPUs that it is for: compute capabilities (``sm_89``), or the one GPU it was built on.
+        targets: The GPUs that it is for: compute capabilities (``sm_89``, ``sm_80 and newer``), or the one
+            GPU it was built on, by name.
         hardware_compatibility: How far beyond that GPU it reaches; ``none`` for not at all.
         optimization_level: Of the builder.
         tf32: Whether products of float32 may be rounded to TF32.
@@ -36,6 +37,7 @@ class EngineInfo:
         onnx_sha256: Hash of the graph it was built from.
         engine_sha256: Hash of the plan.
         created_by: Program and version.
+        from_cache: Whether it was taken from the engine cache; ``seconds`` are those of its build.
         schema: Version of this description.
     """
 
@@ -54,6 +56,7 @@ class EngineInfo:
     onnx_sha256: str
     engine_sha256: str
     created_by: str
+    from_cache: bool = False
     schema: int = SIDECAR_SCHEMA
 
     def as_json(self) -> str:

@@ -11,19 +11,12 @@ import pytest
 from models import forward_onnx, small_cnn
 
 from sad_export import two_pass
-from sad_export.tensorrt import build_engine, choose_flavor
-from sad_export.tensorrt.build import EngineError
+from sad_export.precision import Variant, lower
+from sad_export.tensorrt import EngineError, UnbuildableError, build_engine, choose_flavor
 from sad_runtime.devices import cuda_devices
 from sad_runtime.errors import BackendError, MissingExtraError
 
 trt = pytest.importorskip("tensorrt_rtx", reason="needs the extra rtx; the test install has it")
-
-
-@pytest.fixture(scope="module")
-def graph_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("graph") / "model.onnx"
-    onnx.save(two_pass(forward_onnx(small_cnn()), eta=0.3, mean=(0.5,) * 3, std=(0.25,) * 3), str(path))
-    return path
 
 
 def test_an_engine_is_built_and_described(graph_path: Path, tmp_path: Path) -> None:
@@ -37,6 +30,8 @@ def test_an_engine_is_built_and_described(graph_path: Path, tmp_path: Path) -> N
     assert sidecar["precision"] == "fp32"
     assert sidecar["batch"] == [1, 4, 16]
     assert sidecar["outputs"] == ["logits", "saliency", "plain_logits"]
+    assert sidecar["targets"] == ["sm_80 and newer"]
+    assert (sidecar["tf32"], sidecar["from_cache"]) == (False, False)
 
 
 def test_tensorrt_reads_the_header_of_the_plan(graph_path: Path, tmp_path: Path) -> None:
@@ -77,6 +72,25 @@ def test_a_refused_operator_is_named(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match=r"the_pool.*MaxPool"):
         build_engine(tmp_path / "m.onnx", tmp_path / "m.plan", flavor="rtx")
     assert not (tmp_path / "m.plan").exists()
+
+
+def test_a_node_without_a_kernel_is_named(tmp_path: Path) -> None:
+    """Deconvolution in bf16, in place of a Conv of 8 channels to 8."""
+    graph = lower(two_pass(forward_onnx(small_cnn()), eta=0.3, dgrad="conv"), Variant.of("bf16")).typed
+    (node,) = [node for node in graph.graph.node if node.name == "second/node_conv2d_2"]
+    node.op_type, node.name = "ConvTranspose", "the_deconvolution"
+    onnx.save(graph, str(tmp_path / "m.onnx"))
+    with pytest.raises(UnbuildableError, match=r"at node 'the_deconvolution' \(ConvTranspose\)") as caught:
+        build_engine(tmp_path / "m.onnx", tmp_path / "m.plan", flavor="rtx")
+    assert "--dgrad conv" in str(caught.value.hint)
+    assert not (tmp_path / "m.plan").exists()
+
+
+def test_the_log_is_handed_on_from_info_on(graph_path: Path, tmp_path: Path) -> None:
+    lines: list[str] = []
+    build_engine(graph_path, tmp_path / "m.plan", flavor="rtx", log=lines.append)
+    assert any(line.startswith("info: Detected 1 inputs and 3 output") for line in lines)
+    assert not any(line.startswith("verbose") for line in lines)
 
 
 @pytest.mark.parametrize("batch", [(0, 1, 2), (4, 2, 8), (1, 8, 4)])
