@@ -28,8 +28,13 @@ FLOAT32_ONLY = frozenset(
 )
 """Only for float32 in the standard, or typed by an attribute, or by a scale that must stay fine."""
 
-NOT_IN_BF16 = frozenset({"ConvTranspose", "HardSwish", "Mish"})
-"""TensorRT has no bf16 kernels for these."""
+NOT_IN_BF16 = frozenset(
+    {
+        *("ConvTranspose", "HardSwish", "Mish"),
+        *("Compress", "Einsum", "OneHot", "ReverseSequence", "Scatter", "Shrink", "TopK", "Upsample"),
+    }
+)
+"""TensorRT has no bf16 kernels for the first three, the standard no bf16 in the others (in TopK from 24 on)."""
 
 MAXIMA = frozenset({"MaxPool", "Max", "Min", "ReduceMax", "ReduceMin", "TopK"})
 """Choose one of their inputs' elements, which a gradient then has to find again."""

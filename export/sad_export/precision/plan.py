@@ -124,7 +124,7 @@ def fragile(node: ir.Node, precision: Precision) -> str | None:
     if node.op_type in SUMS:
         return "a sum over many elements"
     if precision is Precision.BF16 and node.op_type in NOT_IN_BF16:
-        return "TensorRT has no bf16 kernel"
+        return "not in bf16, by the standard or in TensorRT"
     for i, value in enumerate(node.inputs):
         array = constant_array(value)
         if value is None or array is None or value.dtype != ir.DataType.FLOAT:

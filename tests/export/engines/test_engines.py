@@ -1,0 +1,66 @@
+"""Engines of classifiers of many families in every precision, through the pass that the export uses."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+import torchvision
+from models import forward_onnx, randomised
+
+from sad_deploy.models import build_model
+from sad_export import two_pass
+from sad_export.precision import Variant, gradient_scales, lower
+from sad_export.tensorrt import build_engine
+
+trt = pytest.importorskip("tensorrt_rtx", reason="needs the extra rtx; the test install has it")
+
+MODELS = [
+    "densenet121",
+    "efficientnet_b0",
+    "mnasnet0_5",
+    "mobilenet_v2",
+    "mobilenet_v3_small",
+    "regnet_y_400mf",
+    "resnet18",
+    "resnext50_32x4d",
+    "shufflenet_v2_x0_5",
+    "squeezenet1_1",
+]
+DEMO = "digits"
+PRECISIONS = ["fp32", "fp16", "bf16"]
+BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
+
+
+@functools.cache
+def forward(name: str) -> onnx.ModelProto:
+    """The forward graph of a classifier with random weights, exported once for all precisions."""
+    torch.manual_seed(0)
+    if name == DEMO:
+        return forward_onnx(randomised(build_model(DEMO, 10)), (1, 16, 16))
+    return forward_onnx(randomised(torchvision.models.get_model(name, weights=None)), (3, 64, 64))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*MODELS, DEMO])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_an_engine_is_built(name: str, precision: str, tmp_path: Path) -> None:
+    variant = Variant.of(precision)
+    graph = two_pass(forward(name), eta=0.05, dgrad=variant.dgrad("auto"))
+    _, *chw = (dim.dim_value for dim in graph.graph.input[0].type.tensor_type.shape.dim)
+    weights = sum(len(tensor.raw_data) for tensor in forward(name).graph.initializer)
+    if not variant.is_fp32:
+        images = np.random.default_rng(0).random((2, *chw), dtype=np.float32)
+        graph = lower(graph, variant, gradient_scales=gradient_scales(graph, images)).typed
+    onnx.save(graph, str(tmp_path / "m.onnx"))
+    info = build_engine(tmp_path / "m.onnx", tmp_path / "m.plan", flavor="rtx", batch=(1, 4, 8))
+    assert info.precision == precision
+    assert info.outputs == ("logits", "saliency", "plain_logits")
+    assert info.bytes > 0.95 * weights * BYTES[precision] / 4
+    runtime = trt.Runtime(trt.Logger(trt.Logger.INTERNAL_ERROR))
+    header = (tmp_path / "m.plan").read_bytes()[: runtime.engine_header_size]
+    assert runtime.get_engine_validity(header)[1] == 0
