@@ -21,6 +21,8 @@ from sad_deploy.cli.export import export
 from sad_deploy.data import ImageSet
 from sad_deploy.data.digits import PREPROCESSING
 from sad_deploy.models import build_model
+from sad_export import two_pass
+from sad_export.precision import Variant, lower
 from sad_runtime.bundle import Bundle
 from sad_runtime.bundle.read import sha256
 from sad_runtime.classifier import Classifier
@@ -326,11 +328,14 @@ def test_a_bare_graph_in_lower_precision_is_compared_with_its_float32_form(
     ]
 
 
-def test_a_classifier_in_half_precision_is_refused(forward: Path, tmp_path: Path) -> None:
-    from half_precision import in_half_precision
-
+def test_a_classifier_in_half_precision_is_refused(
+    forward: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """The first pass of a graph in fp16, cut out."""
+    lowered = tmp_path_factory.mktemp("lowered") / "two_pass.onnx"
+    onnx.save(lower(two_pass(forward, eta=0.05), Variant.of("fp16")).typed, str(lowered))
     source = tmp_path / "half.onnx"
-    onnx.save(in_half_precision(onnx.load(str(forward))), str(source))
+    onnx.utils.extract_model(str(lowered), str(source), ["image"], ["plain_logits"])
     for precision in ("fp32", "fp16"):
         with pytest.raises(UserError, match="half precision already"):
             run(str(source), "--eta", "0.05", "--precision", precision)

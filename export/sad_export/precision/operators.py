@@ -34,7 +34,7 @@ NOT_IN_BF16 = frozenset(
         *("Compress", "Einsum", "OneHot", "ReverseSequence", "Scatter", "Shrink", "TopK", "Upsample"),
     }
 )
-"""TensorRT has no bf16 kernels for the first three, the standard no bf16 in the others (in TopK from 24 on)."""
+"""TensorRT has no bf16 kernels for the first three, the standard no bf16 in the others (in TopK from 24)."""
 
 MAXIMA = frozenset({"MaxPool", "Max", "Min", "ReduceMax", "ReduceMin", "TopK"})
 """Choose one of their inputs' elements, which a gradient then has to find again."""
