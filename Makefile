@@ -56,6 +56,7 @@ format: $(VENV)/.dev
 
 benchmark: $(VENV)/.dev
 	$(BIN)/python benchmarks/cpu_cost.py
+	$(BIN)/python benchmarks/engine_size.py
 	$(BIN)/python benchmarks/start_up.py
 
 clean:

@@ -115,7 +115,8 @@ def export(
         ),
     ] = False,
     dgrad: Annotated[
-        DgradOption, typer.Option(help="How convolutions are differentiated.")
+        DgradOption,
+        typer.Option(help="How convolutions are differentiated; auto: conv where TensorRT lacks a kernel."),
     ] = DgradOption.AUTO,
     target: Annotated[
         TargetOption, typer.Option(help="cpu: the same results, faster in onnxruntime on the CPU; no engine.")

@@ -151,8 +151,9 @@ class _Timing:
     def load(self, config: Any) -> None:
         if self.cache is not None:
             timing = config.create_timing_cache(self.cache.read_timing(self.name))
-            # What another version or GPU left behind is not taken.
-            config.set_timing_cache(timing, ignore_mismatch=False)
+            # What is damaged, or of another version or GPU, is not taken.
+            if timing is None or not config.set_timing_cache(timing, ignore_mismatch=False):
+                config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
 
     def keep(self, config: Any) -> None:
         if self.cache is not None:
