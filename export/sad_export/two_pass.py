@@ -53,7 +53,8 @@ def two_pass(
         eta: Hybridization ratio η, finite and at least 0.
         normalization: How S is scaled: ``none``, ``rms``, ``linf`` or ``sign``.
         clip: Lowest and highest value of x + ηS, in the space where S is taken.
-        dgrad: How convolutions are differentiated: ``auto``, ``convtranspose`` or ``conv``.
+        dgrad: How convolutions are differentiated: ``auto``, ``convtranspose`` or ``conv``; ``auto-fp16`` for
+            a graph that will be lowered to fp16.
         target: ``portable``, or ``cpu`` for the fastest form in onnxruntime on the CPU.
         logits: Name of the logits where the graph has several outputs.
         mean: Per channel; with ``std``, (image − mean) / std is put in front, and S is taken after it.

@@ -8,6 +8,7 @@ Ways of writing it, all with standard operators and a dynamic batch:
                    input (:mod:`.windows`), interleaved. Wᵀ is computed in the graph from the same
                    initializer, so the file does not grow; a runtime folds it when it loads the model.
 
+In fp16 TensorRT for RTX shares the weight of a large 1×1 convolution by neither (:func:`_by_longer_conv`).
 For onnxruntime's CPU a strided depthwise convolution has a third way: dy, spread out with zeros, convolved.
 """
 
@@ -25,6 +26,9 @@ from .layout import could_be_blocked
 from .rules import Gradients, attribute, operand, vjp
 from .windows import Axis, Tap, interleave, spread, spreads, window_axes
 
+_PACKED_FROM = 256
+"""Channels, in and out, from which on TensorRT for RTX packs the weight of a 1×1 convolution in fp16."""
+
 
 @vjp("Conv", inputs=[0])
 def conv(b: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
@@ -36,6 +40,8 @@ def conv(b: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
     strided = any(axis.stride > 1 for axis in axes)
     if depthwise and strided and spreads(b):
         dx = _by_zero_insertion(b, weight, dy, axes, group)
+    elif b.dgrad is Dgrad.AUTO_FP16 and group == 1 and _is_packed(node, axes):
+        dx = _by_longer_conv(b, weight, dy, axes)
     elif _lowering(b, node, axes, depthwise=depthwise, strided=strided) is Dgrad.CONVTRANSPOSE:
         dx = _by_convtranspose(b, node, weight, dy, axes, group)
     elif strided:
@@ -56,7 +62,7 @@ def _lowering(b: Emitter, node: ir.Node, axes: Sequence[Axis], *, depthwise: boo
     - the CPU, unless a stride meets an image of few channels, whose phases would be blocks of mostly padding
       (benchmarks/cpu_cost.py).
     """
-    if b.dgrad is not Dgrad.AUTO:
+    if b.dgrad not in (Dgrad.AUTO, Dgrad.AUTO_FP16):
         return b.dgrad
     if strided and any(axis.dilation > 1 for axis in axes):
         return Dgrad.CONV
@@ -64,6 +70,37 @@ def _lowering(b: Emitter, node: ir.Node, axes: Sequence[Axis], *, depthwise: boo
         few_channels = not could_be_blocked(operand(node, 0))
         return Dgrad.CONVTRANSPOSE if strided and few_channels else Dgrad.CONV
     return Dgrad.CONV if depthwise and not strided else Dgrad.CONVTRANSPOSE
+
+
+def _is_packed(node: ir.Node, axes: Sequence[Axis]) -> bool:
+    """Whether an fp16 engine holds the forward weight transposed: a large 1×1 without a residual to add.
+
+    A convolution that adds a residual as it goes keeps its weight as it is. Where two convolutions are added,
+    as in the first block of a ResNet's stage, the Add goes with the other one.
+    """
+    weight = operand(node, 1)
+    pointwise = all(axis.kernel == axis.stride == 1 and axis.begin == axis.end == 0 for axis in axes)
+    if not pointwise or min(static(n) for n in shape_of(weight)[:2]) < _PACKED_FROM:
+        return False
+    others = [
+        other.producer()
+        for use in node.outputs[0].uses()
+        if use.node.op_type == "Add"
+        for other in use.node.inputs
+        if other is not None and other is not node.outputs[0]
+    ]
+    return all(other is not None and other.op_type == "Conv" for other in others)
+
+
+def _by_longer_conv(b: Emitter, weight: ir.Value, dy: ir.Value, axes: Sequence[Axis]) -> ir.Value:
+    """Conv on Wᵀ over one row more than dy has, which is cut off again.
+
+    TensorRT for RTX packs the weight of a plain 1×1 Conv in fp16 by transposing it, and turns ConvTranspose
+    into such a Conv: beside a packed forward weight either is a second copy. A Conv with padding is not
+    packed, so Wᵀ stays, which is what the forward one was packed to (benchmarks/engine_size.py).
+    """
+    longer = [dataclasses.replace(axes[0], size=axes[0].size + 1), *axes[1:]]
+    return b.pad(_at_stride_one(b, weight, dy, longer, group=1), [2], [0], [-1])
 
 
 def _by_convtranspose(

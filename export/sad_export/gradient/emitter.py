@@ -35,9 +35,11 @@ class Dgrad(enum.StrEnum):
     ``conv``: Conv on the flipped weight (computed in the graph, so the file stays small), sub-pixel
     Conv + interleave for strides; for bf16 and for kernels that TensorRT lacks.
     ``auto``: the faster or the only possible one for each convolution (see ``convolution.py``).
+    ``auto-fp16``: the same for a graph that is lowered to fp16, where an engine shares a weight otherwise.
     """
 
     AUTO = "auto"
+    AUTO_FP16 = "auto-fp16"
     CONVTRANSPOSE = "convtranspose"
     CONV = "conv"
 

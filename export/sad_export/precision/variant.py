@@ -83,11 +83,12 @@ class Variant:
         return name if self.is_fp32 else f"{stem}.{self.label}.{suffix}"
 
     def dgrad(self, asked: str) -> str:
-        """How convolutions are differentiated: as asked, but ``conv`` for ``auto`` in bf16.
+        """How convolutions are differentiated: as asked, but ``auto`` depends on the saliency's type.
 
-        TensorRT has no bf16 deconvolution.
+        TensorRT has no bf16 deconvolution, and shares weights in another way in fp16.
         """
-        return "conv" if asked == "auto" and self.saliency is Precision.BF16 else asked
+        for_auto = {Precision.BF16: "conv", Precision.FP16: "auto-fp16"}
+        return for_auto.get(self.saliency, asked) if asked == "auto" else asked
 
     def check_target(self, target: str) -> None:
         """Refuse lower precision for onnxruntime's CPU.

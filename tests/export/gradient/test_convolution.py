@@ -37,7 +37,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("target", ["portable", "cpu"])
-@pytest.mark.parametrize("dgrad", ["auto", "convtranspose", "conv"])
+@pytest.mark.parametrize("dgrad", ["auto", "auto-fp16", "convtranspose", "conv"])
 @pytest.mark.parametrize("case", CASES)
 def test_conv_equals_float64_autograd(case: str, dgrad: str, target: str) -> None:
     kernel, strides, dilations, pads, group, size = CASES[case]
@@ -150,3 +150,44 @@ def test_batch_is_dynamic() -> None:
     whole = run(model, x=x, dy=dy)[1]
     single = np.concatenate([run(model, x=x[i : i + 1], dy=dy[i : i + 1])[1] for i in range(5)])
     np.testing.assert_allclose(whole, single, rtol=1e-5, atol=1e-6)
+
+
+LARGE = RNG.normal(size=(256, 256, 1, 1)) / 16
+RESIDUALS = {
+    "plain": ([node("Conv", ["x", "w"])], "Conv"),
+    "residual": ([node("Conv", ["x", "w"], ["c"]), node("Add", ["c", "x"])], "ConvTranspose"),
+    "residual_of_relu": (
+        [node("Relu", ["x"], ["r"]), node("Conv", ["r", "w"], ["c"]), node("Add", ["r", "c"])],
+        "ConvTranspose",
+    ),
+    "two_convolutions": (
+        [
+            node("Conv", ["x", "w"], ["c"]),
+            node("Conv", ["x", "v"], ["d"], pads=[1, 1, 1, 1]),
+            node("Add", ["c", "d"]),
+        ],
+        "Conv",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", RESIDUALS)
+def test_in_fp16_a_large_pointwise_convolution_is_written_as_its_engine_shares_it(case: str) -> None:
+    """A Conv of one more row where the forward weight is packed, ConvTranspose where a residual is added."""
+    nodes, expected = RESIDUALS[case]
+    weights = {"w": LARGE}
+    if case == "two_convolutions":
+        weights["v"] = RNG.normal(size=(256, 256, 3, 3)) / 48
+    check(nodes, (2, 256, 3, 4), weights, dgrad="auto-fp16")
+    model = gradient_model(forward_model(nodes, ["N", 256, 3, 4], weights), dgrad="auto-fp16")
+    deconvolved = [n for n in model.graph.node if n.op_type == "ConvTranspose" and n.input[1] == "w"]
+    pads = [list(a.ints) for n in model.graph.node for a in n.attribute if a.name == "pads"]
+    assert (len(deconvolved), pads.count([0, 0, 1, 0])) == {"ConvTranspose": (1, 0), "Conv": (0, 1)}[expected]
+
+
+@pytest.mark.parametrize(("out", "channels"), [(255, 256), (256, 255)])
+def test_a_smaller_one_is_shared_by_convtranspose_in_fp16_too(out: int, channels: int) -> None:
+    weight = RNG.normal(size=(out, channels, 1, 1))
+    forward = forward_model([node("Conv", ["x", "w"])], ["N", channels, 3, 3], {"w": weight})
+    model = gradient_model(forward, dgrad="auto-fp16")
+    assert [n.op_type for n in model.graph.node] == ["Conv", "ConvTranspose"]
