@@ -43,11 +43,12 @@ TYPES: dict[str, tuple[int, Any]] = {
     "fp16": (TensorProto.FLOAT16, np.float16),
     "bf16": (TensorProto.BFLOAT16, ml_dtypes.bfloat16),
 }
-CONVOLUTIONS = [(2048, 512, 1), (2048, 248, 1), (512, 512, 3)]
-"""Channels out, channels in, side of the kernel."""
+CONVOLUTIONS = [(1024, 1024, 1, False), (1024, 1024, 1, True), (2048, 248, 1, False), (512, 512, 3, False)]
+"""Channels out, channels in, side of the kernel, and whether its input is added to its output."""
 FORMS = {
     "ConvTranspose": "on the forward Conv's weight",
     "Conv": "on the transposed, flipped weight, which the graph computes",
+    "longer Conv": "the same over one more row, which is cut off again",
     "MatMul": "on the transposed weight as a matrix",
     "Einsum": "on the weight as a matrix",
     "MatMul in all passes": "forward and backward as matrix products on one weight",
@@ -118,28 +119,31 @@ def sharing() -> list[dict[str, Any]]:
     """Copies of one weight that a backward adds, by its form; None where it does not build."""
     results = []
     for precision in PRECISIONS:
-        for out, channels, kernel in CONVOLUTIONS:
+        for out, channels, kernel, residual in CONVOLUTIONS:
             copies: dict[str, float | None] = {}
-            alone = _size(precision, out, channels, kernel, None)
+            alone = _size(precision, out, channels, kernel, residual, None)
             assert alone is not None
             for form in FORMS:
                 if kernel > 1 and ("MatMul" in form or form == "Einsum"):
                     continue
                 if form == "Einsum" and precision == "bf16":  # not in the standard
                     continue
-                size = _size(precision, out, channels, kernel, form)
+                size = _size(precision, out, channels, kernel, residual, form)
                 weight = out * channels * kernel**2 * np.dtype(TYPES[precision][1]).itemsize
                 copies[form] = None if size is None else round((size - alone) / weight, 2)
-            result = {"precision": precision, "weight": [out, channels, kernel, kernel], "copies": copies}
+            weight_shape = [out, channels, kernel, kernel]
+            result = {"precision": precision, "weight": weight_shape, "residual": residual, "copies": copies}
             results.append(result)
             print(result, flush=True)
     return results
 
 
-def _size(precision: str, out: int, channels: int, kernel: int, form: str | None) -> int | None:
+def _size(
+    precision: str, out: int, channels: int, kernel: int, residual: bool, form: str | None
+) -> int | None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "g.onnx"
-        onnx.save(_Convolution(precision, out, channels, kernel).graph(form), str(path))
+        onnx.save(_Convolution(precision, out, channels, kernel, residual).graph(form), str(path))
         try:
             return build_engine(path, path.with_suffix(".plan"), flavor="rtx").bytes
         except UserError:
@@ -149,8 +153,9 @@ def _size(precision: str, out: int, channels: int, kernel: int, form: str | None
 class _Convolution:
     """One convolution at stride 1 with its ReLU, and a backward on the same weight."""
 
-    def __init__(self, precision: str, out: int, channels: int, kernel: int) -> None:
+    def __init__(self, precision: str, out: int, channels: int, kernel: int, residual: bool) -> None:
         self._type, self._numpy = TYPES[precision]
+        self._residual = residual
         self._out, self._channels, self._kernel = out, channels, kernel
         self._nodes: list[onnx.NodeProto] = []
         weight = np.random.default_rng(0).normal(0, 0.02, (out, channels, kernel, kernel))
@@ -178,20 +183,26 @@ class _Convolution:
 
     def _forward(self, x: str, product: bool) -> str:
         if product:
-            return self._matmul(self._matrix(), x, self._channels, self._out)
-        return self._op("Conv", x, "w", pads=[self._kernel // 2] * 4)
+            y = self._matmul(self._matrix(), x, self._channels, self._out)
+        else:
+            y = self._op("Conv", x, "w", pads=[self._kernel // 2] * 4)
+        return self._op("Add", y, x) if self._residual else y
 
     def _backward(self, dy: str, form: str) -> str:
         if form == "ConvTranspose":
             return self._op("ConvTranspose", dy, "w", pads=[self._kernel // 2] * 4)
-        if form == "Conv":
+        if "Conv" in form:
             last, before, step = ([n, n] for n in (-1, -(2**63), -1))
             weight = "w"
             if self._kernel > 1:
                 ends = (self._constant(np.array(n)) for n in (last, before, [2, 3], step))
                 weight = self._op("Slice", weight, *ends)
             weight = self._op("Transpose", weight, perm=[1, 0, 2, 3])
-            return self._op("Conv", dy, weight, pads=[self._kernel // 2] * 4)
+            beyond = form == "longer Conv"
+            pad = self._kernel // 2
+            dx = self._op("Conv", dy, weight, pads=[pad, pad, pad + beyond, pad])
+            bounds = (self._constant(np.array([n])) for n in (0, SIDE, 2))
+            return self._op("Slice", dx, *bounds) if beyond else dx
         if form == "Einsum":
             return self._op("Einsum", self._matrix(), dy, equation="mc,nmhw->nchw")
         return self._matmul(self._op("Transpose", self._matrix(), perm=[1, 0]), dy, self._out, self._channels)

@@ -73,23 +73,26 @@ def _lowering(b: Emitter, node: ir.Node, axes: Sequence[Axis], *, depthwise: boo
 
 
 def _is_packed(node: ir.Node, axes: Sequence[Axis]) -> bool:
-    """Whether an fp16 engine holds the forward weight transposed: a large 1×1 without a residual to add.
+    """Whether an fp16 engine holds the forward weight transposed: a large 1×1, alone or with its activation.
 
-    A convolution that adds a residual as it goes keeps its weight as it is. Where two convolutions are added,
-    as in the first block of a ResNet's stage, the Add goes with the other one.
+    A convolution that adds a residual or clips as it goes keeps its weight as it is. Where two convolutions
+    are added, as in the first block of a ResNet's stage, the Add goes with the other one.
     """
     weight = operand(node, 1)
     pointwise = all(axis.kernel == axis.stride == 1 and axis.begin == axis.end == 0 for axis in axes)
     if not pointwise or min(static(n) for n in shape_of(weight)[:2]) < _PACKED_FROM:
         return False
+    readers = [use.node for use in node.outputs[0].uses()]
     others = [
         other.producer()
-        for use in node.outputs[0].uses()
-        if use.node.op_type == "Add"
-        for other in use.node.inputs
+        for reader in readers
+        if reader.op_type == "Add"
+        for other in reader.inputs
         if other is not None and other is not node.outputs[0]
     ]
-    return all(other is not None and other.op_type == "Conv" for other in others)
+    return not any(reader.op_type == "Clip" for reader in readers) and all(
+        other is not None and other.op_type == "Conv" for other in others
+    )
 
 
 def _by_longer_conv(b: Emitter, weight: ir.Value, dy: ir.Value, axes: Sequence[Axis]) -> ir.Value:

@@ -45,18 +45,23 @@ def forward(name: str) -> onnx.ModelProto:
     return forward_onnx(randomised(torchvision.models.get_model(name, weights=None)), (3, 64, 64))
 
 
+def graph_in(precision: str, name: str) -> onnx.ModelProto:
+    """The two-pass graph as the export writes it."""
+    variant = Variant.of(precision)
+    graph = two_pass(forward(name), eta=0.05, dgrad=variant.dgrad("auto"))
+    if variant.is_fp32:
+        return graph
+    _, *chw = (dim.dim_value for dim in graph.graph.input[0].type.tensor_type.shape.dim)
+    images = np.random.default_rng(0).random((2, *chw), dtype=np.float32)
+    return lower(graph, variant, gradient_scales=gradient_scales(graph, images)).typed
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*MODELS, DEMO])
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_an_engine_is_built(name: str, precision: str, tmp_path: Path) -> None:
-    variant = Variant.of(precision)
-    graph = two_pass(forward(name), eta=0.05, dgrad=variant.dgrad("auto"))
-    _, *chw = (dim.dim_value for dim in graph.graph.input[0].type.tensor_type.shape.dim)
     weights = sum(len(tensor.raw_data) for tensor in forward(name).graph.initializer)
-    if not variant.is_fp32:
-        images = np.random.default_rng(0).random((2, *chw), dtype=np.float32)
-        graph = lower(graph, variant, gradient_scales=gradient_scales(graph, images)).typed
-    onnx.save(graph, str(tmp_path / "m.onnx"))
+    onnx.save(graph_in(precision, name), str(tmp_path / "m.onnx"))
     info = build_engine(tmp_path / "m.onnx", tmp_path / "m.plan", flavor="rtx", batch=(1, 4, 8))
     assert info.precision == precision
     assert info.outputs == ("logits", "saliency", "plain_logits")
@@ -64,3 +69,14 @@ def test_an_engine_is_built(name: str, precision: str, tmp_path: Path) -> None:
     runtime = trt.Runtime(trt.Logger(trt.Logger.INTERNAL_ERROR))
     header = (tmp_path / "m.plan").read_bytes()[: runtime.engine_header_size]
     assert runtime.get_engine_validity(header)[1] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_an_engine_keeps_one_copy_of_each_weight(precision: str, tmp_path: Path) -> None:
+    """Two passes of a resnet50 and a backward in at most 1.10 times the engine of one pass."""
+    both, one = tmp_path / "both.onnx", tmp_path / "one.onnx"
+    onnx.save(graph_in(precision, "resnet50"), str(both))
+    onnx.utils.extract_model(str(both), str(one), ["image"], ["plain_logits"])
+    size = {path: build_engine(path, path.with_suffix(".plan"), flavor="rtx").bytes for path in (both, one)}
+    assert size[both] <= 1.1 * size[one]

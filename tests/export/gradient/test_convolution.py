@@ -156,6 +156,10 @@ LARGE = RNG.normal(size=(256, 256, 1, 1)) / 16
 RESIDUALS = {
     "plain": ([node("Conv", ["x", "w"])], "Conv"),
     "residual": ([node("Conv", ["x", "w"], ["c"]), node("Add", ["c", "x"])], "ConvTranspose"),
+    "clipped": (
+        [node("Conv", ["x", "w"], ["c"]), node("Clip", ["c", "low", "high"])],
+        "ConvTranspose",
+    ),
     "residual_of_relu": (
         [node("Relu", ["x"], ["r"]), node("Conv", ["r", "w"], ["c"]), node("Add", ["r", "c"])],
         "ConvTranspose",
@@ -176,6 +180,8 @@ def test_in_fp16_a_large_pointwise_convolution_is_written_as_its_engine_shares_i
     """A Conv of one more row where the forward weight is packed, ConvTranspose where a residual is added."""
     nodes, expected = RESIDUALS[case]
     weights = {"w": LARGE}
+    if case == "clipped":
+        weights |= {"low": np.array(0.0), "high": np.array(6.0)}
     if case == "two_convolutions":
         weights["v"] = RNG.normal(size=(256, 256, 3, 3)) / 48
     check(nodes, (2, 256, 3, 4), weights, dgrad="auto-fp16")
