@@ -92,7 +92,7 @@ def export_forward(
         eta=eta,
         normalization=normalization,
         dgrad=variant.dgrad(dgrad),
-        target=target,
+        target=variant.graph_target(target),
         logits=logits,
         mean=mean,
         std=std,
@@ -132,7 +132,7 @@ def export_forward(
         if not variant.is_fp32:
             in_float32 = run_graph(draft, pixels)
             lowered = write_verified(
-                graph, draft, variant, pixels, in_float32, allow_inaccurate=allow_inaccurate
+                graph, draft, variant, pixels, in_float32, target=target, allow_inaccurate=allow_inaccurate
             )
             shortfalls = lowered.shortfalls(TOLERANCES[variant.lowest])
         info = None
