@@ -35,7 +35,7 @@ _PATCH = (56, 160)
 _EACH = {"train": 100, "test": 40}
 _BATCH = 20
 # Side of the patches, passes over them, highest learning rate.
-_STAGES = ((112, 8, 0.04), (SIDE, 2, 0.01))
+_STAGES = ((112, 6, 0.04), (SIDE, 1, 0.01))
 
 
 def photograph(name: str) -> Image.Image:
@@ -61,13 +61,10 @@ def write_patches(folder: Path) -> None:
             low, high = (0, border) if part == "train" else (border, image.width)
             for i in range(count):
                 side = int(rng.integers(_PATCH[0], min(_PATCH[1], high - low, image.height) + 1))
-                left, top = (
-                    int(rng.integers(low, high - side + 1)),
-                    int(rng.integers(0, image.height - side + 1)),
-                )
-                patch = image.resize(
-                    (SIDE, SIDE), Image.Resampling.BICUBIC, (left, top, left + side, top + side)
-                )
+                left = int(rng.integers(low, high - side + 1))
+                top = int(rng.integers(0, image.height - side + 1))
+                box = (left, top, left + side, top + side)
+                patch = image.resize((SIDE, SIDE), Image.Resampling.BICUBIC, box)
                 patch.save(target / f"{i:03}.png")
 
 
@@ -93,9 +90,7 @@ def train(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> None:
     generator = torch.Generator().manual_seed(0)
     model.to(memory_format=torch.channels_last)
     for side, epochs, rate in _STAGES:
-        optimizer = torch.optim.SGD(
-            model.parameters(), lr=rate, momentum=0.9, weight_decay=5e-4, nesterov=True
-        )
+        optimizer = torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9, weight_decay=5e-4)
         steps = epochs * (len(images) // _BATCH)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
         for epoch in range(epochs):

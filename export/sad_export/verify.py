@@ -170,8 +170,7 @@ def cpu_session(graph: Path, *, fuses_integers: bool = True) -> onnxruntime.Infe
     Args:
         graph: The file.
         fuses_integers: Whether layers between QuantizeLinear and DequantizeLinear run in integers, as in use,
-            or in float32: for signed activations, TensorRT's form, integers take onnxruntime's CPU six times as
-            long.
+            or in float32: with signed activations, as TensorRT wants them, integers take six times as long.
     """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
