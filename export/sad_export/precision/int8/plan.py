@@ -13,16 +13,18 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 import onnx_ir as ir
 
 from ...gradient.emitter import constant_array
 from ...verify import Array
 from ..parts import Part, parts_of
 from .grid import Grid
-from .ranges import evaluated, measured_ranges
+from .ranges import GRADIENTS, evaluated, measured_ranges
+
+_NEARLY = 0.99
 
 MOVING = frozenset(
     {
@@ -82,16 +84,27 @@ def plan_integers(
     constant = constants_of(model.graph)
     held = _Held(nodes, constant)
     sources = held.sources()
-    ranges = measured_ranges(
-        model, [value for group in sources.values() for value in group], images, method=method
-    )
+
+    def part_of(value: ir.Value) -> Part | None:
+        producer = value.producer()
+        return of_part[producer] if producer is not None else None
+
+    measured = [value for group in sources.values() for value in group]
+    gradients = dict.fromkeys(value for value in measured if part_of(value) is Part.BACKWARD)
+    activations = [value for value in measured if value not in gradients]
+    ranges = {
+        **measured_ranges(model, activations, images, method=method),
+        **measured_ranges(model, list(gradients), images, method=method, percentile=GRADIENTS),
+    }
     grids = {}
     for root, group in sources.items():
         low, high = min(ranges[value][0] for value in group), max(ranges[value][1] for value in group)
-        gradient = any(
-            of_part.get(producer) is Part.BACKWARD for value in group if (producer := value.producer())
-        )
-        grids[root] = Grid.around_zero(low, high) if gradient and low < 0 else Grid.between(low, high)
+        # A range ends at the edge of a bin. What saturates at a bound must do so at its very number: the
+        # gradient there is 0.
+        for bound in (held.bounds[value] for value in group if value in held.bounds):
+            high = bound if high > _NEARLY * bound else high
+        signed = low < 0 and any(value in gradients for value in group)
+        grids[root] = Grid.around_zero(low, high) if signed else Grid.between(low, high)
     folded = [
         value
         for node in held.computed
@@ -137,6 +150,7 @@ class _Held:
         self._constant = constant
         self.computed: list[ir.Node] = []
         self.fused: dict[ir.Value, ir.Value] = {}
+        self.bounds: dict[ir.Value, float] = {}
         self.values: dict[ir.Value, None] = {}  # a set that keeps its order
         self._parents: dict[ir.Value, ir.Value] = {}
         self._moved: set[ir.Value] = set()
@@ -150,7 +164,9 @@ class _Held:
             self.values.update(dict.fromkeys(inputs))
             output = node.outputs[0]
             if (saturated := _saturation(node)) is not None:
-                self.fused[output] = output = saturated
+                self.fused[output] = output = saturated.outputs[0]
+                if saturated.op_type == "Clip":
+                    self.bounds[output] = _number(saturated, 2)
             self.values[output] = None
             return
         mask = mask_of(node)
@@ -217,14 +233,19 @@ def _gives_logits(node: ir.Node) -> bool:
     )
 
 
-def _saturation(node: ir.Node) -> ir.Value | None:
-    """The output of the ReLU, or Clip from 0, that alone reads a node's output."""
+def _saturation(node: ir.Node) -> ir.Node | None:
+    """The ReLU, or Clip from 0, that alone reads a node's output."""
     output = node.outputs[0]
     readers = [use.node for use in output.uses()]
     if len(readers) != 1 or output.is_graph_output():
         return None
     (reader,) = readers
     if reader.op_type == "Clip":
-        low = constant_array(reader.inputs[1]) if len(reader.inputs) > 1 else None
-        return reader.outputs[0] if low is not None and np.all(low == 0) else None
-    return reader.outputs[0] if reader.op_type == "Relu" else None
+        return reader if _number(reader, 1) == 0 and _number(reader, 2) > 0 else None
+    return reader if reader.op_type == "Relu" else None
+
+
+def _number(node: ir.Node, index: int) -> float:
+    """A constant bound of a Clip; NaN if it is absent or computed."""
+    array = constant_array(node.inputs[index]) if index < len(node.inputs) else None
+    return float(array) if array is not None and array.size == 1 else math.nan

@@ -20,12 +20,18 @@ _ELEMENTS = 2**17
 """Of each value and run; more of them move no percentile that we take."""
 
 _BINS = 2048
-_PERCENTILE = 99.99
+ACTIVATIONS, GRADIENTS = 99.99, 99.9
+"""Percent of the elements that a range holds; gradients have longer tails (benchmarks/precision.py)."""
 _ENTROPY_BINS = 128
 
 
 def measured_ranges(
-    model: ir.Model, values: Sequence[ir.Value], images: Array, *, method: str = "percentile"
+    model: ir.Model,
+    values: Sequence[ir.Value],
+    images: Array,
+    *,
+    method: str = "percentile",
+    percentile: float = ACTIVATIONS,
 ) -> Mapping[ir.Value, Range]:
     """Lowest and highest number that each value should represent.
 
@@ -33,19 +39,22 @@ def measured_ranges(
         model: A float32 graph with the input ``image``; not modified.
         values: Which of its values; floats.
         images: (N, C, H, W) float32 in [0, 1], real ones.
-        method: ``percentile`` (all but 10⁻⁴ of the elements) or ``entropy`` (the histogram diverges least).
+        method: ``percentile``, or ``entropy`` (the histogram of the codes diverges least).
+        percentile: How much of the elements a range holds, in percent.
 
     Returns:
         The ranges.
     """
     from onnxruntime.quantization.calibrate import HistogramCollector
 
+    if not values:
+        return {}
     collector = HistogramCollector(
         method=method,
         symmetric=False,
         num_bins=_BINS,
         num_quantized_bins=_ENTROPY_BINS,
-        percentile=_PERCENTILE,
+        percentile=percentile,
         scenario="same",
     )
     with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress, and stdout is for results
