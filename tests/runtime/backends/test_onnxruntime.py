@@ -107,16 +107,3 @@ def test_cuda_that_does_not_load_is_an_error_with_onnxruntimes_own_reason(
     written = capfd.readouterr()
     assert written.out == ""  # results go there
     assert written.err == ""
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(cuda_devices().count == 0, reason="needs an NVIDIA GPU")
-def test_cuda_equals_the_cpu(model: LinearModel) -> None:
-    images = np.random.default_rng(1).random((5, 3, 8, 8), dtype=np.float32)
-    graph = two_pass_graph(model).SerializeToString()
-    runs = []
-    for provider in Provider:
-        with OnnxRuntimeBackend(graph, provider) as backend:
-            assert backend.name == provider.value
-            runs.append(backend.run(images, ("logits",))["logits"])
-    np.testing.assert_allclose(runs[1], runs[0], rtol=1e-4, atol=1e-4)
