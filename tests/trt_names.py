@@ -1,12 +1,6 @@
-"""Every name of TensorRT's that the runtime uses, to be checked against the packages that can be installed.
-
-Class → attributes; a dot leads into a class, "" is the module itself.
-"""
+"""Every name of TensorRT that the runtime uses, by class; "" is the module."""
 
 from __future__ import annotations
-
-from types import ModuleType
-from typing import Any
 
 RUNTIME_NAMES: dict[str, list[str]] = {
     "": [
@@ -35,8 +29,7 @@ RUNTIME_NAMES: dict[str, list[str]] = {
         "set_tensor_address",
         "update_device_memory_size_for_shapes",
     ],
-    "ILogger": ["Severity", "log"],
-    "ILogger.Severity": ["ERROR", "INTERNAL_ERROR"],
+    "ILogger": ["ERROR", "INTERNAL_ERROR", "Severity", "log"],
     "Runtime": ["deserialize_cuda_engine"],
     "TensorIOMode": ["INPUT"],
 }
@@ -55,14 +48,3 @@ RTX_RUNTIME_NAMES: dict[str, list[str]] = {
     ],
 }
 """What is used of TensorRT for RTX alone."""
-
-
-def missing_names(module: ModuleType, names: dict[str, list[str]]) -> list[str]:
-    """Those of the names that a package lacks."""
-    missing = []
-    for path, attributes in names.items():
-        owner: Any = module
-        for part in path.split(".") if path else []:
-            owner = getattr(owner, part, None)
-        missing += [f"{path}.{attribute}" for attribute in attributes if not hasattr(owner, attribute)]
-    return missing
