@@ -162,8 +162,12 @@ class Stream(_Handle):
         """Let what is queued from now on wait for an event of another stream."""
         self._cuda.call("cudaStreamWaitEvent", self._handle, event._handle, 0)
 
+    def wait(self) -> None:
+        """Let the host wait until the queue is empty."""
+        self._cuda.call("cudaStreamSynchronize", self._handle)
+
     def settle(self) -> None:
-        """Let the host wait until the queue is empty; never raises."""
+        """The same on the way out of an error: never raises, and does nothing once it was given back."""
         if self._handle is not None:
             self._cuda.module.cudaStreamSynchronize(self._handle)
 

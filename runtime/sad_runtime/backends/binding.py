@@ -42,7 +42,7 @@ class Bindings:
     """A session's bindings.
 
     Args:
-        session: onnxruntime's.
+        session: onnxruntime's, of a graph from an ``image`` of static (C, H, W).
         device: ``cuda`` or ``cpu``.
         cuda_graphs: Whether the session was created with CUDA graphs. onnxruntime keeps them until it ends,
             so only the first few batch sizes and choices of outputs get one.
@@ -54,6 +54,8 @@ class Bindings:
         self._cuda_graphs = cuda_graphs
         self._made: collections.OrderedDict[tuple[int, tuple[str, ...]], _Binding] = collections.OrderedDict()
         self._outputs = {output.name: output for output in session.get_outputs()}
+        (image,) = (item for item in session.get_inputs() if item.name == INPUT)
+        self._input_shape = image.shape[1:]
 
     def run(
         self, images: npt.NDArray[np.float32], outputs: Sequence[str]
@@ -68,7 +70,7 @@ class Bindings:
             The outputs by name; arrays of their own.
         """
         names = tuple(outputs)
-        binding = self._binding(images.shape, names)
+        binding = self._binding(len(images), names)
         binding.image.update_inplace(images)
         self._session.run_with_iobinding(binding.bound, binding.options)
         values = [value.numpy() for value in binding.bound.get_outputs()]
@@ -76,31 +78,41 @@ class Bindings:
             values = [value.copy() for value in values]
         return dict(zip(names, values, strict=True))
 
-    def _binding(self, shape: tuple[int, ...], names: tuple[str, ...]) -> _Binding:
-        key = (shape[0], names)
+    def compute(self, count: int, outputs: Sequence[str]) -> None:
+        """Run the kernels alone, on whatever lies in the buffers; for measuring.
+
+        Args:
+            count: Images.
+            outputs: As for :meth:`run`.
+        """
+        binding = self._binding(count, tuple(outputs))
+        self._session.run_with_iobinding(binding.bound, binding.options)
+
+    def _binding(self, count: int, names: tuple[str, ...]) -> _Binding:
+        key = (count, names)
         if key in self._made:
             self._made.move_to_end(key)
             return self._made[key]
         if len(self._made) >= _KEPT:
             if self._cuda_graphs:  # what a graph was recorded with must stay
-                return self._bind(shape, names, graph=_NO_GRAPH)
+                return self._bind(count, names, graph=_NO_GRAPH)
             self._made.popitem(last=False)
         # onnxruntime keeps 0 for itself.
-        self._made[key] = self._bind(shape, names, graph=str(len(self._made) + 1))
+        self._made[key] = self._bind(count, names, graph=str(len(self._made) + 1))
         return self._made[key]
 
-    def _bind(self, shape: tuple[int, ...], names: tuple[str, ...], *, graph: str) -> _Binding:
+    def _bind(self, count: int, names: tuple[str, ...], *, graph: str) -> _Binding:
         import onnxruntime
 
         allocate = onnxruntime.OrtValue.ortvalue_from_shape_and_type
         bound = self._session.io_binding()
-        image = allocate(list(shape), np.float32, self._device, 0)
+        image = allocate([count, *self._input_shape], np.float32, self._device, 0)
         bound.bind_ortvalue_input(INPUT, image)
         for name in names:
             output = self._outputs[name]
             row = output.shape[1:]
             if output.type in _TYPES and all(isinstance(side, int) for side in row):
-                value = allocate([shape[0], *row], _TYPES[output.type], self._device, 0)
+                value = allocate([count, *row], _TYPES[output.type], self._device, 0)
                 bound.bind_ortvalue_output(name, value)
             else:  # onnxruntime allocates it, anew in every run
                 bound.bind_output(name, self._device, 0)

@@ -88,6 +88,19 @@ class TensorRTBackend:
             raise RuntimeError("the backend is closed")
         return self._limit.fit(len(images), lambda size: execution.run(images, outputs, size))
 
+    def compute(self, count: int) -> None:
+        """Run the kernels of a batch without its copies, on whatever is there; for measuring.
+
+        Args:
+            count: Images, at most ``max_batch``.
+
+        Raises:
+            BackendError: The batch could not be run; it is not made smaller.
+        """
+        assert self._execution is not None
+        assert self._limit.size is not None
+        self._execution.compute(count, self._limit.size)
+
     def close(self) -> None:
         """Give the GPU's memory back, and keep compiled kernels for the next time."""
         if self._execution is not None:

@@ -172,6 +172,24 @@ class Execution:
             collect(i)
         return results
 
+    def compute(self, count: int, size: int) -> None:
+        """Run the kernels alone, on whatever lies in the buffers, and wait for them; for measuring.
+
+        Args:
+            count: Images, at most ``size``.
+            size: As for :meth:`run`.
+
+        Raises:
+            BackendError: See :meth:`run`.
+        """
+        try:
+            self._reserve(size, slots=1)
+            self._contexts.enqueue(self._prepare(count, 0), self._kernels)
+            self._kernels.wait()
+        except BaseException:
+            self._forget()
+            raise
+
     def _copy_in(self, slot: _Slot, piece: Images, prepared: Prepared) -> None:
         """Queue a piece's way to the GPU, filled up with its last image to what the engine takes."""
         slot.host_input.array[: len(piece)] = piece

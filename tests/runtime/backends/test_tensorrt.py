@@ -267,6 +267,9 @@ def test_failed_execution_is_one_line_and_the_backend_goes_on(
     gpu = install(monkeypatch, flavor, profile=(2, 2, 4))
     gpu.cuda.hurry = hurry
     with TensorRTBackend(write_engine(tmp_path, flavor), flavor) as backend:
+        gpu.tensorrt.fails_in = 0
+        with pytest.raises(BackendError, match="failed on a batch of 3: a kernel failed"):
+            backend.compute(3)
         gpu.tensorrt.fails_in = before
         with pytest.raises(BackendError, match=r"failed on a batch of \d: a kernel failed"):
             backend.run(numbered(9), BOTH)
