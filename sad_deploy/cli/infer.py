@@ -145,7 +145,13 @@ def infer(
     ] = False,
     batch_size: Annotated[
         int,
-        typer.Option(min=1, metavar="N", help="Images the backend gets at once.", rich_help_panel=_RUNNING),
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Images the backend gets at once. What is more than an engine takes is split, and copied "
+            "while it computes.",
+            rich_help_panel=_RUNNING,
+        ),
     ] = 32,
     workers: Annotated[
         int | None,

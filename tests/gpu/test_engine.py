@@ -109,6 +109,28 @@ def test_closing_gives_the_memory_back(engine: Built) -> None:
     assert free[-1] >= free[2] - (16 << 20)
 
 
+def test_short_memory_halves_the_batch_and_changes_no_result(
+    engine: Built, cpu: OnnxRuntimeBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a real engine: buffers for its largest batch are refused, as a full GPU would."""
+    allocate = CudaRuntime.call
+    refused = PROFILE[2] * images(1).nbytes
+
+    def call(self: CudaRuntime, function: str, *arguments: Any) -> Any:
+        if function == "cudaMalloc" and arguments[0] == refused:
+            raise OutOfDeviceMemoryError("refused by the test")
+        return allocate(self, function, *arguments)
+
+    monkeypatch.setattr(CudaRuntime, "call", call)
+    notices: list[str] = []
+    with opened(engine, notice=notices.append) as backend:
+        for count in (8, 17, 17, 1):
+            batch = images(count, seed=count)
+            assert_close(backend.run(batch, OUTPUTS), cpu.run(batch, OUTPUTS), engine.tolerance)
+        assert backend.max_batch == PROFILE[2] // 2
+    assert notices == ["GPU memory is short: going on with batches of 4"]
+
+
 def test_more_memory_than_there_is_is_an_error_with_a_type() -> None:
     pytest.importorskip("cuda.bindings.runtime", reason="needs the extra rtx")
     cuda = CudaRuntime(extra="rtx", need="this test")
