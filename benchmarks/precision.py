@@ -3,9 +3,10 @@
     python benchmarks/precision.py [--models digits resnet18 resnet50] [--folder trained]
 
 ``digits`` is the embedded default. The others are trained on patches of photographs (benchmarks/trained.py)
-and then go the user's way: ``sad-deploy calibrate``, ``sad-deploy export`` in every precision. Figures against
-PyTorch are those of the export, on 64 held-out images; accuracy is on test patches; CPU time is on one thread,
-all forms taking turns in one process, relative to the undefended float32 network: the first pass, cut out.
+and then go the user's way: ``sad-deploy calibrate``, ``sad-deploy export`` in every precision. Figures
+against PyTorch are those of the export, on 64 held-out images; accuracy is on test patches; CPU time is on
+one thread, all forms taking turns in one process, relative to the undefended float32 network: the first
+pass, cut out.
 """
 
 from __future__ import annotations
