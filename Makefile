@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test lint types imports check format benchmark clean
+.PHONY: help demo test lint types imports check format benchmark gpu clean
 
 help:
 	@echo "make demo       install, calibrate, export and infer on the embedded digits"
@@ -12,6 +12,7 @@ help:
 	@echo "make check      lint, types, import contracts and tests: what CI runs"
 	@echo "make format     format the code"
 	@echo "make benchmark  measure cost and sizes anew into benchmarks/results"
+	@echo "make gpu        on a machine with an NVIDIA GPU: its tests and benchmark, installing nothing"
 	@echo "make clean      remove $(VENV) and what the demo wrote"
 
 $(BIN)/python:
@@ -58,6 +59,12 @@ benchmark: $(VENV)/.dev
 	$(BIN)/python benchmarks/cpu_cost.py
 	$(BIN)/python benchmarks/engine_size.py
 	$(BIN)/python benchmarks/start_up.py
+
+# With PYTHON as it is: torch, onnxruntime and whatever else is there, nothing from a network.
+gpu: export PYTHONPATH := $(CURDIR):$(CURDIR)/export:$(CURDIR)/runtime
+gpu:
+	$(PYTHON) -m pytest tests/gpu
+	$(PYTHON) benchmarks/gpu.py
 
 clean:
 	rm -rf $(VENV) sad-model predictions.jsonl predictions.jsonl.run.json report.html images overlays

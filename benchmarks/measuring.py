@@ -19,7 +19,10 @@ _PACKAGES = (
     "onnx",
     "onnx-ir",
     "onnxruntime-gpu",
+    "onnxruntime",
     "tensorrt-rtx",
+    "tensorrt",
+    "cuda-bindings",
     "numpy",
 )
 
@@ -41,8 +44,9 @@ def machine() -> dict[str, Any]:
     }
 
 
-def write_results(path: Path, results: dict[str, Any]) -> None:
-    """Write figures as JSON and say where."""
+def write_results(path: Path, results: dict[str, Any], *, quiet: bool = False) -> None:
+    """Write figures as JSON and say where, unless they are not the last ones."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    print(f"written to {path}")
+    if not quiet:
+        print(f"written to {path}")

@@ -121,9 +121,11 @@ def export_bundle(
 
         def write(each: Variant, dgrad: str) -> Path:
             path = draft.path(each.suffixed(GRAPH_FILE))
-            graph = _two_pass(forward, manifest, dgrad=dgrad, target=target)
+            graph = _two_pass(forward, manifest, dgrad=dgrad, target=each.graph_target(target))
             status(f"verifying {path.name} against PyTorch on {len(images)} real images")
-            figures = write_verified(graph, path, each, images, reference, allow_inaccurate=allow_inaccurate)
+            figures = write_verified(
+                graph, path, each, images, reference, target=target, allow_inaccurate=allow_inaccurate
+            )
             shortfalls = tuple(figures.shortfalls(TOLERANCES[each.lowest]))
             made[each] = ExportedGraph(path.name, figures, path.stat().st_size, shortfalls)
             graphs[each.label] = Graph(path.name, each.label, dgrad, target, figures.as_dict())

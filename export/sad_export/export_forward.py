@@ -99,7 +99,7 @@ def export_forward(
             eta=eta,
             normalization=normalization,
             dgrad=dgrad,
-            target=target,
+            target=variant.graph_target(target),
             logits=logits,
             mean=mean,
             std=std,
@@ -145,7 +145,7 @@ def export_forward(
                 return verification, None, []
             in_float32 = run_graph(draft, pixels)
             lowered = write_verified(
-                graph, draft, variant, pixels, in_float32, allow_inaccurate=allow_inaccurate
+                graph, draft, variant, pixels, in_float32, target=target, allow_inaccurate=allow_inaccurate
             )
             return verification, lowered, lowered.shortfalls(TOLERANCES[variant.lowest])
 

@@ -55,5 +55,15 @@ TOLERANCES = {
         saliency_cosine_min=0.8,
         saliency_variation=1e-3,
     ),
+    # 8 bits turn over the ReLU of what lies near 0, layer after layer, and the backward has 8 bits as well.
+    # Where the label of the first pass turns over, within its own tolerance, S is another class's gradient.
+    "int8": Tolerance(
+        label_agreement=0.98,
+        plain_logits_relative_l2=0.15,
+        logits_relative_l2=0.2,
+        saliency_cosine_median=0.8,
+        saliency_cosine_min=-1.0,
+        saliency_variation=1e-3,
+    ),
 }
 """By the lowest precision in the graph."""

@@ -25,6 +25,7 @@ from .gradient.emitter import shape_of, static
 from .input_gradient import adopt, append_saliency, rename
 from .input_space import prepend_input_space
 from .model import GraphError, finish, frees_its_graph, load_classifier
+from .passes import StridedStemPass
 
 Bound = float | Sequence[float]
 """A bound of x + ηS: one number, or one a channel."""
@@ -75,6 +76,8 @@ def two_pass(
     at = graph.image
     if mean is not None and std is not None:
         at = prepend_input_space(graph, mean, std)
+    if target == Target.INT8:
+        StridedStemPass()(graph.model)
     plain = graph.logits
     forward = graph.nodes
     saliency = append_saliency(graph, at, dgrad=Dgrad(dgrad), target=Target(target))

@@ -27,11 +27,13 @@ _HINTS = {
     "fp32": _REPORT,
     "fp16": "nothing was kept; try --saliency-precision fp32, or take it with --allow-inaccurate",
     "bf16": "nothing was kept; try --saliency-precision fp16, or take it with --allow-inaccurate",
+    "int8": "nothing was kept; try --saliency-precision fp32, or take it with --allow-inaccurate",
 }
 _OVERFLOW_HINTS = {
     "fp32": _REPORT,
     "fp16": "nothing was kept; some value left fp16's range: bf16 has that of fp32, --precision bf16",
     "bf16": _REPORT,
+    "int8": _REPORT,
 }
 
 
@@ -136,7 +138,10 @@ def verify(
         )
     forms = [graph] if runs_on_cpu else []
     forms += [rounding] if rounding is not None else []
-    worst = _worst([figures for form in forms for figures in _each(form, images, reference, batch_sizes)])
+    fuses = rounding is None
+    worst = _worst(
+        [figures for form in forms for figures in _each(form, images, reference, batch_sizes, fuses)]
+    )
     shortfalls = worst.shortfalls(TOLERANCES[precision])
     if shortfalls and not (allow_inaccurate and worst.is_finite()):
         raise VerificationError(
@@ -147,10 +152,10 @@ def verify(
 
 
 def _each(
-    graph: Path, images: Array, reference: Mapping[str, Array], batch_sizes: Sequence[int]
+    graph: Path, images: Array, reference: Mapping[str, Array], batch_sizes: Sequence[int], fuses: bool
 ) -> list[Verification]:
     """Figures at each batch size."""
-    session = cpu_session(graph)
+    session = cpu_session(graph, fuses_integers=fuses)
     return [_compare(_run(session, images, size), reference) for size in batch_sizes]
 
 
@@ -159,10 +164,18 @@ def run_graph(graph: Path, images: Array) -> dict[str, Array]:
     return _run(cpu_session(graph), images, max(BATCH_SIZES))
 
 
-def cpu_session(graph: Path) -> onnxruntime.InferenceSession:
-    """An onnxruntime session for one ONNX file, on the CPU."""
+def cpu_session(graph: Path, *, fuses_integers: bool = True) -> onnxruntime.InferenceSession:
+    """An onnxruntime session for one ONNX file, on the CPU.
+
+    Args:
+        graph: The file.
+        fuses_integers: Whether layers between QuantizeLinear and DequantizeLinear run in integers, as in use,
+            or in float32: with signed activations, as TensorRT wants them, integers take six times as long.
+    """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    if not fuses_integers:
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
     return onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
 
 

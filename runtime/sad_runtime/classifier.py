@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from .backend_choice import BackendChoice
 from .backends import Backend, OpenedBackend, open_backend
+from .backends.batch_limit import Notice, ignore
 from .backends.protocol import LOGITS, PLAIN_LOGITS, SALIENCY
 from .bundle import Bundle
 from .errors import BundleError, UserError
@@ -73,6 +74,8 @@ class Classifier:
         *,
         backend: BackendChoice | str = BackendChoice.AUTO,
         precision: str = "fp32",
+        tf32: bool = False,
+        notice: Notice = ignore,
     ) -> Classifier:
         """Load a bundle.
 
@@ -81,6 +84,9 @@ class Classifier:
             backend: ``auto``, ``cpu``, ``cuda``, ``tensorrt`` or ``rtx``; see
                 :func:`~sad_runtime.backends.open_backend`.
             precision: Which of the bundle's graphs or engines.
+            tf32: Whether a GPU may round products of float32 to TF32: faster, less exact. An engine must have
+                been built so.
+            notice: Told once, in one line, if GPU memory is short and batches become smaller.
 
         Raises:
             BundleError: The bundle cannot be used.
@@ -92,7 +98,8 @@ class Classifier:
         except ValueError:
             raise UserError(f"no backend {backend!r}; there are {', '.join(BackendChoice)}") from None
         opened_bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-        return cls(opened_bundle, open_backend(opened_bundle, choice, precision=precision))
+        opened = open_backend(opened_bundle, choice, precision=precision, tf32=tf32, notice=notice)
+        return cls(opened_bundle, opened)
 
     @property
     def manifest(self) -> Manifest:

@@ -47,6 +47,10 @@ class BackendError(UserError):
     """A requested backend cannot run here; nothing falls back silently."""
 
 
+class OutOfDeviceMemoryError(BackendError):
+    """The GPU has no memory for a batch of this size; a smaller one may fit."""
+
+
 class ErrorCode(enum.StrEnum):
     """Why one image has an error row. The values are stable: programs may compare with them."""
 

@@ -44,6 +44,7 @@ class PrecisionOption(enum.StrEnum):
     FP32 = "fp32"
     FP16 = "fp16"
     BF16 = "bf16"
+    INT8 = "int8"
 
 
 class TargetOption(enum.StrEnum):

@@ -134,9 +134,24 @@ def infer(
             rich_help_panel=_RUNNING,
         ),
     ] = "fp32",
+    tf32: Annotated[
+        bool,
+        typer.Option(
+            "--tf32",
+            help="Let a GPU round products of float32 to TF32: faster, less exact. An engine must have been "
+            "built so.",
+            rich_help_panel=_RUNNING,
+        ),
+    ] = False,
     batch_size: Annotated[
         int,
-        typer.Option(min=1, metavar="N", help="Images the backend gets at once.", rich_help_panel=_RUNNING),
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Images the backend gets at once. What is more than an engine takes is split, and copied "
+            "while it computes.",
+            rich_help_panel=_RUNNING,
+        ),
     ] = 32,
     workers: Annotated[
         int | None,
@@ -186,10 +201,13 @@ def infer(
             raise UserError(
                 f"--report is made from a result file, but --out is {out}", hint="give --out a file's name"
             )
-        classifier = stack.enter_context(Classifier.load(opened, backend=backend, precision=precision))
+        classifier = stack.enter_context(
+            Classifier.load(opened, backend=backend, precision=precision, tf32=tf32, notice=print_warning)
+        )
         print_status(f"backend {classifier.backend_name} ({classifier.backend_reason})")
         decisive = {
             "precision": precision,
+            "tf32": tf32 or None,  # earlier versions wrote nothing, and had none
             "format": str(table or ResultFormat.of(out)),
             "top-k": top_k,
             "logits": logits,

@@ -123,7 +123,10 @@ TRT = ("{forward}", "--eta", "0.1", "--trt", "--flavor", "rtx")
         (["{forward}", "--eta", "0.1", "--batch", "8:4:2"], "must ascend"),
         (["{forward}", "--eta", "0.1", "--trt", "--target", "cpu"], "portable graph"),
         (["{forward}", "--eta", "0.1", "--out", "{forward}"], "is the graph that is read"),
-        (["{forward}", "--eta", "0.1", "--target", "cpu", "--precision", "fp16"], "is for float32, not fp16"),
+        (
+            ["{forward}", "--eta", "0.1", "--target", "cpu", "--precision", "fp16"],
+            "is for fp32 and int8, not fp16",
+        ),
         (["{forward}", "--eta", "0.1", "--target", "cpu", "--saliency-precision", "bf16"], "not fp32-bf16"),
         (["{forward}", "--eta", "0.1", "--tf32", "--gpu-target", "sm_89"], "--gpu-target, --tf32: only with"),
         (

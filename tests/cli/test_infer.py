@@ -16,11 +16,14 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from runtime.backends import fake_gpu
 from runtime.tiny_bundle import linear_model, write_tiny_bundle
 
 from sad_deploy.cli import main
 from sad_runtime.bundle import Bundle, write_bundle
 from sad_runtime.devices import cuda_devices
+from sad_runtime.manifest import Engine
+from sad_runtime.tensorrt import Flavor
 
 MAIN = [sys.executable, "-c", "from sad_deploy.cli import main; main()"]
 
@@ -147,6 +150,7 @@ def test_files_of_other_endings_in_a_folder_are_counted(
         (["images", "--shard", "3/2"], "'3/2' is not a shard"),
         (["images", "--resume", "--overwrite"], "choose one"),
         (["images", "--retry-errors"], "--retry-errors needs --resume"),
+        (["images", "--backend", "cpu", "--tf32"], "the cpu backend has no TF32"),
         (["images", "--saliency-intensity", "2"], "--saliency-intensity"),
         (["images", "--out", "-", "--report", "page.html"], "--report is made from a result file"),
         (["images", "--out", "-", "--resume"], "--resume needs a file"),
@@ -174,6 +178,26 @@ def test_cuda_without_a_gpu_is_an_error_not_a_fall_back(
 ) -> None:
     assert run(monkeypatch, "images", "--backend", "cuda") == 2
     assert "the cuda backend needs an NVIDIA GPU" in capfd.readouterr().err
+
+
+def test_short_gpu_memory_is_said_once_and_every_image_has_its_row(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """On a stand-in for a GPU, whose memory holds two images at once."""
+    gpu = fake_gpu.install(monkeypatch, Flavor.RTX, free_bytes=2600)
+    model = linear_model(fake_gpu.SHAPE, fake_gpu.CLASSES)
+    bundle = Bundle.open(write_tiny_bundle(here / "sad-model", model))
+    with write_bundle(bundle.root) as draft:
+        draft.keep(bundle, *bundle.manifest.files)
+        draft.path("engines/e.plan")
+        graph = bundle.manifest.files["model.onnx"]
+        fake_gpu.write_engine(draft.root / "engines", Flavor.RTX, onnx_sha256=graph)
+        engine = Engine("engines/e.plan", "engines/e.json", "model.onnx", "rtx", "fp32")
+        draft.manifest = dataclasses.replace(bundle.manifest, files={}, engines=(engine,))
+    assert run(monkeypatch, "images", "--backend", "rtx", "--saliency-stats", "--batch-size", "5") == 0
+    assert capfd.readouterr().err.count("GPU memory is short: going on with batches of 2") == 1
+    assert len(rows()) == len({row["path"] for row in rows()}) == 6
+    assert gpu.cuda.live == {}
 
 
 def test_changed_graph_is_refused(

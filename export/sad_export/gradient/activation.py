@@ -11,15 +11,17 @@ import math
 import onnx_ir as ir
 
 from .emitter import Emitter, constant_array
-from .rules import Gradients, attribute, no_gradient, only_first, operand, vjp
+from .pooling import masks_its_rectifier
+from .rules import Gradients, attribute, no_gradient, only_first, operand, sole_reader, vjp
 
 no_gradient("Hardmax")
 
 
 @vjp("Relu")
 def relu(b: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
-    """dx = dy · 1[y > 0]; 0 at the kink."""
-    return (b.where_positive(node.outputs[0], dy),)
+    """dx = dy · 1[y > 0]; 0 at the kink. A MaxPool that alone reads y has masked dy already."""
+    y = node.outputs[0]
+    return (dy if masks_its_rectifier(sole_reader(y)) else b.where_positive(y, dy),)
 
 
 @vjp("LeakyRelu")

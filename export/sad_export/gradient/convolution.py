@@ -64,6 +64,8 @@ def _lowering(b: Emitter, node: ir.Node, axes: Sequence[Axis], *, depthwise: boo
     """
     if b.dgrad not in (Dgrad.AUTO, Dgrad.AUTO_FP16):
         return b.dgrad
+    if b.target is Target.INT8:
+        return Dgrad.CONV
     if strided and any(axis.dilation > 1 for axis in axes):
         return Dgrad.CONV
     if b.target is Target.CPU:

@@ -5,8 +5,9 @@ Anything that two rules need is a method here or a function beside them, once.
 
 from __future__ import annotations
 
+import dataclasses
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -50,10 +51,28 @@ class Target(enum.StrEnum):
     ``portable``: every runtime and TensorRT; an engine keeps one copy of each weight.
     ``cpu``: onnxruntime on the CPU; the same results from operators that stay in its blocked layout
     (:mod:`.layout`). TensorRT builds it too, into an engine twice the size.
+    ``int8``: what :mod:`sad_export.precision.int8` turns into integers for onnxruntime's CPU: convolutions
+    instead of ConvTranspose, which has no integer kernel.
     """
 
     PORTABLE = "portable"
     CPU = "cpu"
+    INT8 = "int8"
+
+
+@dataclasses.dataclass(frozen=True)
+class Interleaved:
+    """What a value was interleaved from, so that sums of such values can be taken before (:mod:`.windows`).
+
+    Attributes:
+        grid: Only values of the same grid can be summed so.
+        phases: By their place.
+        interleave: Puts phases in their places.
+    """
+
+    grid: Hashable
+    phases: Mapping[tuple[int, ...], ir.Value]
+    interleave: Callable[[Mapping[tuple[int, ...], ir.Value]], ir.Value]
 
 
 class Emitter:
@@ -82,6 +101,7 @@ class Emitter:
         self.nodes: list[ir.Node] = []
         self.initializers: dict[tuple[Any, ...], ir.Value] = {}
         self.wanted: set[ir.Value] = set()
+        self.interleaved: dict[ir.Value, Interleaved] = {}
 
     def wants(self, value: ir.Value | None) -> bool:
         """Whether the walk will use a gradient of this value; a rule need not write any other."""
@@ -169,12 +189,29 @@ class Emitter:
 
     def add(self, terms: Sequence[ir.Value]) -> ir.Value:
         """The sum of gradients that reach one value: fan-out in the forward graph."""
+        terms = self._summed_by_phases(terms)
         if any(self.is_blocked(term) for term in terms):
             terms = [self.blocked(term) for term in terms]
         total = terms[0]
         for term in terms[1:]:
             total = self.op("Add", total, term)
         return total
+
+    def _summed_by_phases(self, terms: Sequence[ir.Value]) -> Sequence[ir.Value]:
+        """Interleaved terms summed phase by phase: no zeros are added, and only the sum is interleaved.
+
+        As where a strided convolution and the strided shortcut beside it read the same value.
+        """
+        found = [term for term in terms if term in self.interleaved]
+        if len(found) < 2 or len({self.interleaved[term].grid for term in found}) > 1:
+            return terms
+        phases: dict[tuple[int, ...], list[ir.Value]] = {}
+        for term in found:
+            for phase, value in self.interleaved[term].phases.items():
+                phases.setdefault(phase, []).append(value)
+        together = {phase: self.add(values) for phase, values in sorted(phases.items())}
+        rest = [term for term in terms if term not in self.interleaved]
+        return [self.interleaved[found[0]].interleave(together), *rest]
 
     def scale(self, value: ir.Value, factor: float) -> ir.Value:
         """``value · factor``, and nothing at all for a factor of one."""
@@ -351,7 +388,7 @@ class Emitter:
         In one Pad for onnxruntime's CPU; elsewhere a Slice crops first, as negative amounts are rarely tried.
         """
         shape = list(shape_of(value))
-        if self.target is not Target.CPU or max(*begins, *ends) <= 0:
+        if self.target is Target.PORTABLE or max(*begins, *ends) <= 0:
             value, begins, ends = self._cropped(value, axes, begins, ends)
             shape = list(shape_of(value))
         if not any(begins) and not any(ends):

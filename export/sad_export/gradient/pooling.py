@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from .emitter import Emitter, Unsupported, shape_of, static
-from .rules import Gradients, attribute, operand, vjp
+from .rules import Gradients, attribute, operand, sole_reader, vjp
 from .windows import Axis, gather, scatter, taps, window_axes
 
 # Stands for "outside the input" in comparisons with a window's maximum. Finite, and within fp16.
@@ -28,10 +28,16 @@ def max_pool(b: Emitter, node: ir.Node, dy: ir.Value, *_: ir.Value | None) -> Gr
 
     Without the operator's Indices, which TensorRT refuses: each tap's input is compared with the maximum,
     and a window that has found its maximum is closed for the taps after it.
+
+    Where x = max(z, 0), and nothing else reads x, the ReLU's mask is applied here, to dy: the chosen x[p]
+    is y, so that 1[x[p] > 0] = 1[y > 0], and there are fewer y than x.
     """
     if len(node.outputs) > 1 and node.outputs[1].uses():
         raise Unsupported("its Indices output is used")
     x, y = operand(node, 0), node.outputs[0]
+    producer = x.producer()
+    if producer is not None and producer.op_type == "Relu" and masks_its_rectifier(sole_reader(x)):
+        dy = b.where_positive(y, dy)
     axes = window_axes(node, attribute(node, "kernel_shape", ()))
     read = gather(b, x, axes, fill=_LOWEST)
     contributions = {}
@@ -45,6 +51,11 @@ def max_pool(b: Emitter, node: ir.Node, dy: ir.Value, *_: ir.Value | None) -> Gr
             # Xor closes: `first` holds only where the window was open.
             open_windows = b.op("Not", first) if open_windows is None else b.op("Xor", open_windows, first)
     return (scatter(b, contributions, axes),)
+
+
+def masks_its_rectifier(reader: ir.Node | None) -> bool:
+    """Whether the only reader of a ReLU's output is a MaxPool, which then applies the ReLU's mask."""
+    return reader is not None and reader.op_type == "MaxPool" and reader.domain in ("", "ai.onnx")
 
 
 @vjp("AveragePool")

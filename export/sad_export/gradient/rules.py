@@ -123,6 +123,13 @@ def only_first(node: ir.Node, gradient: ir.Value | None) -> Gradients:
     return (gradient, *[None] * (len(node.inputs) - 1))
 
 
+def sole_reader(value: ir.Value) -> ir.Node | None:
+    """The one node of the forward graph that reads a value; ``None`` if there are several, or none."""
+    # Nodes of an emitter belong to no graph yet.
+    readers = [use.node for use in value.uses() if use.node.graph is not None]
+    return readers[0] if len(readers) == 1 and not value.is_graph_output() else None
+
+
 def attribute(node: ir.Node, name: str, default: Any) -> Any:
     """An attribute's value, or the operator's default."""
     found = node.attributes.get(name)

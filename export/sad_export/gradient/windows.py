@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from .emitter import Dgrad, Emitter, Target, shape_of, static
+from .emitter import Dgrad, Emitter, Interleaved, Target, shape_of, static
 from .rules import attribute, operand
 
 Tap = tuple[int, ...]
@@ -135,18 +135,28 @@ def scatter(b: Emitter, contributions: Mapping[Tap, ir.Value], axes: Sequence[Ax
 
 def interleave(b: Emitter, phases: Mapping[Tap, ir.Value], axes: Sequence[Axis]) -> ir.Value:
     """Put phases of shape (N, C, *grid) in their places in (N, C, *size); absent ones are zero."""
-    spatial = range(2, 2 + len(axes))
-    strides = [axis.stride for axis in axes]
-    if all(stride == 1 for stride in strides):
+    if all(axis.stride == 1 for axis in axes):
         (whole,) = phases.values()
-    elif spreads(b) and list(phases) == [(0,) * len(axes)]:
-        whole = spread(b, phases[(0,) * len(axes)], axes)
-    elif b.target is not Target.CPU and len(axes) == 2 and strides[0] == strides[1] and len(phases) > 1:
-        # One operator; on the CPU Concat along the last axis takes less than half its time.
-        whole = _depth_to_space(b, phases, strides[0])
-    else:
-        whole = _interleave_axis_by_axis(b, phases, axes)
+        return _cropped(b, whole, axes)
+    result = _cropped(b, _interleaved(b, phases, axes), axes)
+    grid = tuple((axis.size, axis.stride, axis.grid) for axis in axes)
+    b.interleaved[result] = Interleaved(grid, phases, lambda some: interleave(b, some, axes))
+    return result
+
+
+def _cropped(b: Emitter, whole: ir.Value, axes: Sequence[Axis]) -> ir.Value:
+    spatial = range(2, 2 + len(axes))
     return b.slice(whole, spatial, [0] * len(axes), [axis.size for axis in axes], [1] * len(axes))
+
+
+def _interleaved(b: Emitter, phases: Mapping[Tap, ir.Value], axes: Sequence[Axis]) -> ir.Value:
+    strides = {axis.stride for axis in axes}
+    if spreads(b) and list(phases) == [(0,) * len(axes)]:
+        return spread(b, phases[(0,) * len(axes)], axes)
+    if b.target is not Target.CPU and len(axes) == 2 and len(strides) == 1:
+        # One operator; on the CPU Concat along the last axis takes less than half its time.
+        return _depth_to_space(b, phases, strides.pop())
+    return _interleave_axis_by_axis(b, phases, axes)
 
 
 def spreads(b: Emitter) -> bool:
@@ -180,17 +190,17 @@ def spread(b: Emitter, value: ir.Value, axes: Sequence[Axis]) -> ir.Value:
 
 def _depth_to_space(b: Emitter, phases: Mapping[Tap, ir.Value], stride: int) -> ir.Value:
     """out[n, c, q·s + ρ, …] = phases[ρ][n, c, q, …]: DepthToSpace in its DCR order."""
-    zero = None
-    ordered = []
-    for phase in itertools.product(range(stride), repeat=2):
-        if phase in phases:
-            ordered.append(phases[phase])
-        else:
-            zero = zero or b.op("Mul", next(iter(phases.values())), b.like(next(iter(phases.values())), 0.0))
-            ordered.append(zero)
-    n, c, h, w = shape_of(ordered[0])
-    stacked = b.op("Concat", *ordered, axis=1, shape=(n, static(c) * stride**2, h, w))
-    shape = (n, c, static(h) * stride, static(w) * stride)
+    some = next(iter(phases.values()))
+    n, c, h, w = shape_of(some)
+    channels = static(c)
+    if list(phases) == [(0, 0)]:
+        stacked = b.pad(some, [1], [0], [channels * (stride**2 - 1)])
+    else:
+        places = list(itertools.product(range(stride), repeat=2))
+        zero = some if len(phases) == len(places) else b.op("Mul", some, b.like(some, 0.0))
+        ordered = [phases.get(place, zero) for place in places]
+        stacked = b.op("Concat", *ordered, axis=1, shape=(n, channels * stride**2, h, w))
+    shape = (n, channels, static(h) * stride, static(w) * stride)
     return b.op("DepthToSpace", stacked, blocksize=stride, mode="DCR", shape=shape)
 
 

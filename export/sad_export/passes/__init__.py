@@ -7,5 +7,6 @@ from .einsum_letters import EinsumLettersPass
 from .expand_functions import ExpandFunctionsPass
 from .nested_concats import NestedConcatsPass
 from .shapes import ShapesPass
+from .strided_stem import StridedStemPass
 
-__all__ = ["EinsumLettersPass", "ExpandFunctionsPass", "NestedConcatsPass", "ShapesPass"]
+__all__ = ["EinsumLettersPass", "ExpandFunctionsPass", "NestedConcatsPass", "ShapesPass", "StridedStemPass"]

@@ -1,10 +1,11 @@
 """Precision in the graph's own types: TensorRT's networks are strongly typed and take none from outside.
 
-:func:`lower` writes a float32 two-pass graph in fp16 or bf16, and a float32 twin that rounds like it.
-May import onnx, onnx-ir, numpy and the rest of ``sad_export``.
+:func:`lower` writes a float32 two-pass graph in fp16, bf16 or int8, and a float32 twin that rounds like it;
+:func:`lower_to_integers` one in int8 for onnxruntime's CPU. May import onnx, onnx-ir, numpy, onnxruntime and
+the rest of ``sad_export``.
 """
 
-from .convert import PRECISION_KEY, Lowered, lower, refuse_half_precision
+from .convert import PRECISION_KEY, Lowered, lower, lower_to_integers, refuse_half_precision
 from .scale import gradient_scales
 from .variant import FP32, Precision, Variant
 from .verified import write_verified
@@ -17,6 +18,7 @@ __all__ = [
     "Variant",
     "gradient_scales",
     "lower",
+    "lower_to_integers",
     "refuse_half_precision",
     "write_verified",
 ]

@@ -12,7 +12,10 @@ import onnx_ir as ir
 from sad_runtime.graph_metadata import PREFIX
 
 from ..model import GraphError, finish
+from ..verify import Array
+from .int8 import IntegerPass, plan_integers, simulate_integers
 from .lower_pass import LowerPrecisionPass
+from .parts import Part
 from .plan import plan_precision
 from .scale import scale_gradient
 from .variant import Variant
@@ -40,7 +43,12 @@ class Lowered:
 
 
 def lower(
-    model: onnx.ModelProto, variant: Variant, *, gradient_scales: Mapping[str, float] | None = None
+    model: onnx.ModelProto,
+    variant: Variant,
+    *,
+    gradient_scales: Mapping[str, float] | None = None,
+    images: Array | None = None,
+    ranges: str = "percentile",
 ) -> Lowered:
     """Write a two-pass graph in lower precision.
 
@@ -48,7 +56,9 @@ def lower(
         model: As :func:`sad_export.two_pass` returns it, for the target ``portable``; for bf16 with
             ``dgrad="conv"``, since TensorRT has no bf16 deconvolution. Not modified.
         variant: Which precisions.
-        gradient_scales: Of :func:`gradient_scales`, for a saliency in fp16.
+        gradient_scales: Of :func:`gradient_scales`, for a backward in fp16.
+        images: (N, C, H, W) float32 in [0, 1], real ones, for the ranges of int8.
+        ranges: How they are found: ``percentile`` or ``entropy``.
 
     Returns:
         The graph and its twin. ``image`` and all outputs are float32 in both.
@@ -62,12 +72,43 @@ def lower(
     typed, rounding = ir.from_proto(model), ir.from_proto(model)
     for graph in (typed.graph, rounding.graph):
         scale_gradient(graph, gradient_scales or {})
+    if variant.uses_int8:
+        if images is None:
+            raise GraphError("int8 needs images for its ranges")
+        for model_ in (typed, rounding):
+            simulate_integers(model_, variant.int8_passes, images, method=ranges)
     plan = plan_precision(typed.graph, variant)
     LowerPrecisionPass(plan)(typed)
     LowerPrecisionPass(plan_precision(rounding.graph, variant), rounding=True)(rounding)
     metadata = {**typed.metadata_props, PRECISION_KEY: variant.label}
     written = [finish(graph, what="two-pass", metadata=metadata) for graph in (typed, rounding)]
     return Lowered(written[0], written[1], plan.reasons)
+
+
+def lower_to_integers(
+    model: onnx.ModelProto, variant: Variant, images: Array, *, ranges: str = "percentile"
+) -> onnx.ModelProto:
+    """Write a two-pass graph in integers for onnxruntime's CPU, the backward among them.
+
+    Args:
+        model: As :func:`sad_export.two_pass` returns it for the target ``int8``. Not modified.
+        variant: Which passes are in int8; the backward goes with the first.
+        images: (N, C, H, W) float32 in [0, 1], real ones, for the ranges.
+        ranges: How they are found: ``percentile`` or ``entropy``.
+
+    Returns:
+        The graph; ``image`` and all outputs are float32.
+
+    Raises:
+        GraphError: Not a two-pass graph in float32.
+    """
+    refuse_half_precision(model)
+    graph = ir.from_proto(model)
+    passes = variant.int8_passes
+    parts = passes | ({Part.BACKWARD} if Part.FIRST in passes else frozenset())
+    IntegerPass(plan_integers(graph, parts, images, method=ranges))(graph)
+    metadata = {**graph.metadata_props, PRECISION_KEY: variant.label}
+    return finish(graph, what="two-pass", metadata=metadata)
 
 
 def refuse_half_precision(model: onnx.ModelProto) -> None:

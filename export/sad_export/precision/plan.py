@@ -62,13 +62,7 @@ def plan_precision(graph: ir.Graph, variant: Variant) -> Plan:
     Raises:
         GraphError: Not a two-pass graph.
     """
-    of_part = {
-        Part.SPACE: Precision.FP32,
-        Part.FIRST: variant.saliency,
-        Part.BACKWARD: variant.saliency,
-        Part.MIX: Precision.FP32,
-        Part.SECOND: variant.precision,
-    }
+    of_part = variant.of_part
     precisions, reasons = {}, {}
     parts = parts_of(graph)
     known = {**dict.fromkeys(_stem(parts), _STEM), **dict.fromkeys(_compared(parts), _EQUALITY)}

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+from collections.abc import Mapping
 
 import onnx_ir as ir
 
 from sad_runtime.errors import UserError
+
+from .parts import Part
 
 
 class Precision(enum.StrEnum):
@@ -16,6 +19,7 @@ class Precision(enum.StrEnum):
     FP32 = "fp32"
     FP16 = "fp16"
     BF16 = "bf16"
+    INT8 = "int8"
 
     @property
     def dtype(self) -> ir.DataType:
@@ -24,6 +28,7 @@ class Precision(enum.StrEnum):
             Precision.FP32: ir.DataType.FLOAT,
             Precision.FP16: ir.DataType.FLOAT16,
             Precision.BF16: ir.DataType.BFLOAT16,
+            Precision.INT8: ir.DataType.INT8,
         }[self]
 
 
@@ -33,7 +38,8 @@ class Variant:
 
     Attributes:
         precision: Of the second pass, which classifies.
-        saliency: Of the first pass and the backward, which give S.
+        saliency: Of the first pass and the backward, which give S. With ``int8`` the backward is in fp16, but
+            for onnxruntime's CPU, where it is in int8 too.
     """
 
     precision: Precision
@@ -73,8 +79,31 @@ class Variant:
         return Precision.BF16 in (self.precision, self.saliency)
 
     @property
+    def uses_int8(self) -> bool:
+        """Whether some pass is in int8."""
+        return Precision.INT8 in (self.precision, self.saliency)
+
+    @property
+    def int8_passes(self) -> frozenset[Part]:
+        """The passes in int8."""
+        passes = {Part.SECOND: self.precision, Part.FIRST: self.saliency}
+        return frozenset(part for part, precision in passes.items() if precision is Precision.INT8)
+
+    @property
+    def of_part(self) -> Mapping[Part, Precision]:
+        """The element type of every part; what is in int8 is so between float32 values."""
+        saliency = Precision.FP32 if self.saliency is Precision.INT8 else self.saliency
+        return {
+            Part.SPACE: Precision.FP32,
+            Part.FIRST: saliency,
+            Part.BACKWARD: Precision.FP16 if self.saliency is Precision.INT8 else self.saliency,
+            Part.MIX: Precision.FP32,
+            Part.SECOND: Precision.FP32 if self.precision is Precision.INT8 else self.precision,
+        }
+
+    @property
     def lowest(self) -> Precision:
-        """The coarser of the two, by the bits of its significand: fp32, fp16, bf16."""
+        """The coarser of the two, by the bits of its significand: fp32, fp16, bf16, int8."""
         return max(self.precision, self.saliency, key=list(Precision).index)
 
     def suffixed(self, name: str) -> str:
@@ -90,17 +119,21 @@ class Variant:
         for_auto = {Precision.BF16: "conv", Precision.FP16: "auto-fp16"}
         return for_auto.get(self.saliency, asked) if asked == "auto" else asked
 
+    def graph_target(self, target: str) -> str:
+        """What the float32 graph is written for: ``int8`` for integers on the CPU."""
+        return "int8" if target == "cpu" and self.uses_int8 else target
+
     def check_target(self, target: str) -> None:
-        """Refuse lower precision for onnxruntime's CPU.
+        """Refuse half precision for onnxruntime's CPU.
 
         Raises:
             UserError: It was asked for.
         """
-        if target == "cpu" and not self.is_fp32:
+        if target == "cpu" and {self.precision, self.saliency} & {Precision.FP16, Precision.BF16}:
             raise UserError(
-                f"--target cpu is for float32, not {self.label}: onnxruntime's CPU computes fp16 in float32 "
-                "with casts between, which takes longer, and bf16 not at all",
-                hint="leave out --target cpu, or --precision and --saliency-precision",
+                f"--target cpu is for fp32 and int8, not {self.label}: onnxruntime's CPU computes fp16 in "
+                "float32 with casts between, which takes longer, and bf16 not at all",
+                hint="leave out --target cpu, or try --precision int8",
             )
 
 

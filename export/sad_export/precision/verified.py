@@ -8,9 +8,13 @@ from pathlib import Path
 import onnx
 
 from ..verify import Array, Verification, verify
-from .convert import lower
+from .convert import lower, lower_to_integers
+from .parts import Part
 from .scale import gradient_scales
 from .variant import Precision, Variant
+
+_EVERY = 2
+"""Ranges are measured on every second image, so that half of those verified on were not seen."""
 
 
 def write_verified(
@@ -20,6 +24,8 @@ def write_verified(
     images: Array,
     reference: Mapping[str, Array],
     *,
+    target: str = "portable",
+    ranges: str = "percentile",
     allow_inaccurate: bool = False,
 ) -> Verification:
     """Lower a float32 two-pass graph to a variant, write it and verify it.
@@ -27,11 +33,13 @@ def write_verified(
     The rounding form lies beside it meanwhile.
 
     Args:
-        graph: As :func:`sad_export.two_pass` returns it.
+        graph: As :func:`sad_export.two_pass` returns it for ``variant.graph_target(target)``.
         path: Where the graph goes; on an error it may hold a graph that failed.
         variant: Its precisions.
         images: (N, C, H, W) float32 in [0, 1], real ones; at least two.
         reference: ``logits``, ``saliency`` and ``plain_logits`` of these images, in float32.
+        target: ``portable`` or ``cpu``.
+        ranges: How those of int8 are found: ``percentile`` or ``entropy``.
         allow_inaccurate: Accept figures outside the tolerance, if they are finite.
 
     Returns:
@@ -44,8 +52,14 @@ def write_verified(
     if variant.is_fp32:
         onnx.save(graph, str(path))
         return verify(path, images, reference)
-    scales = gradient_scales(graph, images) if variant.saliency is Precision.FP16 else None
-    lowered = lower(graph, variant, gradient_scales=scales)
+    if target == "cpu":
+        onnx.save(lower_to_integers(graph, variant, images[::_EVERY], ranges=ranges), str(path))
+        return verify(
+            path, images, reference, precision=variant.lowest.value, allow_inaccurate=allow_inaccurate
+        )
+    half_backward = variant.of_part[Part.BACKWARD] is Precision.FP16
+    scales = gradient_scales(graph, images) if half_backward else None
+    lowered = lower(graph, variant, gradient_scales=scales, images=images[::_EVERY], ranges=ranges)
     rounding = path.with_suffix(".rounding.onnx")
     onnx.save(lowered.typed, str(path))
     try:

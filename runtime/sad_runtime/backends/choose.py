@@ -10,6 +10,7 @@ from ..devices import cuda_devices
 from ..errors import BackendError, BundleError, MissingExtraError
 from ..graph_metadata import contradictions
 from ..tensorrt import Flavor
+from .batch_limit import Notice, ignore
 from .onnxruntime import OnnxRuntimeBackend, Provider
 from .protocol import LOGITS, Backend
 from .tensorrt import TensorRTBackend
@@ -29,7 +30,12 @@ class OpenedBackend:
 
 
 def open_backend(
-    bundle: Bundle, choice: BackendChoice = BackendChoice.AUTO, *, precision: str = "fp32"
+    bundle: Bundle,
+    choice: BackendChoice = BackendChoice.AUTO,
+    *,
+    precision: str = "fp32",
+    tf32: bool = False,
+    notice: Notice = ignore,
 ) -> OpenedBackend:
     """Load a bundle's graph or engine, its file verified.
 
@@ -40,32 +46,40 @@ def open_backend(
         bundle: Where from.
         choice: Which backend.
         precision: Which of the bundle's graphs or engines.
+        tf32: Whether a GPU may round products of float32 to TF32. An engine was built with it or without.
+        notice: Told once if GPU memory is short and batches become smaller.
 
     Raises:
-        BackendError: The backend asked for cannot run here.
+        BackendError: The backend asked for cannot run here, or not with or without TF32 as asked for.
         MissingExtraError: Its package is not installed.
         BundleError: The bundle has no graph or engine for it, its file was changed, or it does not fit the
             manifest.
     """
     if choice is not BackendChoice.AUTO:
-        return OpenedBackend(_open(bundle, choice, precision), "asked for")
+        return OpenedBackend(_open(bundle, choice, precision, tf32, notice), "asked for")
     if problem := cuda_devices().problem:
-        return OpenedBackend(_open(bundle, BackendChoice.CPU, precision), problem)
+        return OpenedBackend(_open_cpu(bundle, precision), problem)
     engines = {engine.flavor for engine in bundle.manifest.engines if engine.precision == precision}
     preferred = [BackendChoice(flavor.value) for flavor in Flavor if flavor.value in engines]
     passed_over = []
     for candidate in (*preferred, BackendChoice.CUDA):
         try:
-            backend = _open(bundle, candidate, precision)
+            backend = _open(bundle, candidate, precision, tf32, notice)
         except (BackendError, MissingExtraError) as error:
             passed_over.append(error.message)
         else:
             return OpenedBackend(backend, "; ".join(passed_over) or "the fastest that runs here")
-    return OpenedBackend(_open(bundle, BackendChoice.CPU, precision), "; ".join(passed_over))
+    return OpenedBackend(_open_cpu(bundle, precision), "; ".join(passed_over))
 
 
-def _open(bundle: Bundle, choice: BackendChoice, precision: str) -> Backend:
+def _open_cpu(bundle: Bundle, precision: str) -> Backend:
+    """What ``auto`` ends with: leave to use TF32 binds nobody, and a CPU is never short of GPU memory."""
+    return _open(bundle, BackendChoice.CPU, precision, False, ignore)
+
+
+def _open(bundle: Bundle, choice: BackendChoice, precision: str, tf32: bool, notice: Notice) -> Backend:
     backend: Backend
+    problems = []
     if choice in (BackendChoice.CPU, BackendChoice.CUDA):
         name = bundle.graph(precision).file
         if choice is BackendChoice.CPU and "bf16" in precision:
@@ -73,13 +87,18 @@ def _open(bundle: Bundle, choice: BackendChoice, precision: str) -> Backend:
                 f"onnxruntime's CPU has no bf16 kernels, so {name} does not run on it",
                 hint="a TensorRT engine runs it; on the CPU use --precision fp32",
             )
-        backend = OnnxRuntimeBackend(bundle.file(name), Provider(choice.value))
+        if choice is BackendChoice.CPU and tf32:
+            raise BackendError("the cpu backend has no TF32", hint="leave out --tf32, or use a GPU")
+        backend = OnnxRuntimeBackend(bundle.file(name), Provider(choice.value), tf32=tf32, notice=notice)
     else:
         flavor = Flavor(choice.value)
-        name = bundle.engine(flavor.value, precision).file
-        backend = TensorRTBackend(bundle.file(name), flavor)
+        engine = bundle.engine(flavor.value, precision)
+        name = engine.file
+        bundle.file(engine.sidecar)
+        backend = TensorRTBackend(bundle.file(name), flavor, tf32=tf32, notice=notice)
+        if backend.info.onnx_sha256 != bundle.manifest.files[engine.graph]:
+            problems.append(f"it is stale: {engine.graph} is not the graph that it was built from")
     expected = bundle.manifest.preprocessing.shape
-    problems = []
     if backend.input_shape != expected:
         problems.append(f"it takes images of {backend.input_shape}, the manifest says {expected}")
     if LOGITS not in backend.output_names:

@@ -23,7 +23,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ..devices import available_cores, cuda_devices
-from ..errors import BackendError, BundleError
+from ..errors import BackendError, BundleError, OutOfDeviceMemoryError
+from .batch_limit import BatchLimit, Notice, ignore
+from .binding import Bindings
 from .protocol import INPUT
 
 
@@ -45,18 +47,29 @@ class OnnxRuntimeBackend:
     Args:
         model: Path of the graph, or its bytes.
         provider: Where to run it.
+        tf32: Whether CUDA may round products of float32 to TF32.
+        cuda_graphs: Whether CUDA launches all kernels of a batch at once. Off by default: onnxruntime records
+            only graphs that lie on the GPU whole, and keeps what it recorded until the end.
+        notice: Told once if GPU memory is short and batches become smaller.
 
     Raises:
         BackendError: The provider does not load here, with the reason; or onnxruntime cannot read the graph.
         BundleError: The graph's input is not a batch of images of one size.
     """
 
-    def __init__(self, model: Path | bytes, provider: Provider) -> None:
+    def __init__(
+        self,
+        model: Path | bytes,
+        provider: Provider,
+        *,
+        tf32: bool = False,
+        cuda_graphs: bool = False,
+        notice: Notice = ignore,
+    ) -> None:
         self.name = str(provider)
-        self._session: Any = _open_session(model, provider)
+        self._session: Any = _open_session(model, provider, tf32=tf32, cuda_graphs=cuda_graphs)
         self.metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
         self.output_names = tuple(output.name for output in self._session.get_outputs())
-        self.max_batch: int | None = None
         inputs = {item.name: item for item in self._session.get_inputs()}
         shape = inputs[INPUT].shape if INPUT in inputs else []
         if len(shape) != 4 or not all(isinstance(side, int) for side in shape[1:]):
@@ -64,6 +77,15 @@ class OnnxRuntimeBackend:
         if isinstance(shape[0], int):
             raise BundleError(f"the graph's batch size is fixed to {shape[0]}; it must be symbolic")
         self.input_shape: tuple[int, int, int] = (shape[1], shape[2], shape[3])
+        self._limit = BatchLimit(None, notice=notice)
+        self._bindings: Bindings | None = None
+        if provider is Provider.CUDA:
+            self._bindings = Bindings(self._session, provider.value, cuda_graphs=cuda_graphs)
+
+    @property
+    def max_batch(self) -> int | None:
+        """``None``, until GPU memory turns out to be short."""
+        return self._limit.size
 
     def run(
         self, images: npt.NDArray[np.float32], outputs: Sequence[str]
@@ -71,19 +93,51 @@ class OnnxRuntimeBackend:
         """Run a batch; see the protocol."""
         if self._session is None:
             raise RuntimeError("the backend is closed")
+        if self._bindings is None:
+            return self._run_piece(images, outputs)
+
+        def in_pieces(size: int) -> dict[str, npt.NDArray[np.float32]]:
+            starts = range(0, len(images), size)
+            parts = [self._run_piece(images[start : start + size], outputs) for start in starts]
+            if len(parts) == 1:
+                return parts[0]
+            return {name: np.concatenate([part[name] for part in parts]) for name in outputs}
+
+        return self._limit.fit(len(images), in_pieces)
+
+    def _run_piece(
+        self, images: npt.NDArray[np.float32], outputs: Sequence[str]
+    ) -> dict[str, npt.NDArray[np.float32]]:
         try:
+            if self._bindings is not None:
+                return self._bindings.run(images, outputs)
             values = self._session.run(list(outputs), {INPUT: images})
         except Exception as error:
             if not _is_onnxruntimes(error):
                 raise
-            raise BackendError(
-                f"the {self.name} backend failed on a batch of {len(images)}: {_one_line(str(error))}",
-                hint="if memory ran out, a smaller --batch-size helps",
-            ) from error
+            message = f"the {self.name} backend failed on a batch of {len(images)}: {_one_line(str(error))}"
+            if self._bindings is not None and memory_is_short(str(error)):
+                self._bindings.forget()
+                raise OutOfDeviceMemoryError(message) from error
+            raise BackendError(message, hint="if memory ran out, a smaller --batch-size helps") from error
         return dict(zip(outputs, values, strict=True))
+
+    def compute(self, count: int, outputs: Sequence[str]) -> None:
+        """Run the kernels of a batch on CUDA without its copies, on whatever is there; for measuring.
+
+        Args:
+            count: Images.
+            outputs: As for :meth:`run`.
+
+        Raises:
+            Exception: onnxruntime's own; the batch is not made smaller.
+        """
+        assert self._bindings is not None
+        self._bindings.compute(count, outputs)
 
     def close(self) -> None:
         """Drop the session."""
+        self._bindings = None
         self._session = None
 
     def __enter__(self) -> Self:
@@ -104,12 +158,22 @@ def provider_problem(provider: Provider) -> str | None:
         return error.message
 
 
-def _open_session(model: Path | bytes, provider: Provider) -> Any:
+def memory_is_short(text: str) -> bool:
+    """Whether an error of onnxruntime's is about GPU memory, which only its text says.
+
+    Its arena, CUDA itself, and the two libraries that allocate for themselves each have their own words.
+    """
+    return bool(
+        re.search(r"Failed to allocate memory|is smaller than requested bytes|CUDA failure 2:", text)
+    ) or (bool(re.search(r"\b(CUDNN|CUBLAS)_STATUS_ALLOC_FAILED\b", text)))
+
+
+def _open_session(model: Path | bytes, provider: Provider, *, tf32: bool, cuda_graphs: bool) -> Any:
     source = model if isinstance(model, bytes) else os.fspath(model)
     if provider is Provider.CUDA:
         if problem := cuda_devices().problem:
             raise BackendError(f"the cuda backend needs an NVIDIA GPU: {problem}", hint="use --backend cpu")
-        return _open_cuda_session(source)
+        return _open_cuda_session(source, tf32=tf32, cuda_graphs=cuda_graphs)
     import onnxruntime
 
     try:
@@ -120,7 +184,7 @@ def _open_session(model: Path | bytes, provider: Provider) -> Any:
         raise BackendError(f"onnxruntime cannot open the graph: {_one_line(str(error))}") from error
 
 
-def _open_cuda_session(source: str | bytes) -> Any:
+def _open_cuda_session(source: str | bytes, *, tf32: bool = False, cuda_graphs: bool = False) -> Any:
     import onnxruntime
 
     name = Provider.CUDA.onnxruntime_name
@@ -135,9 +199,14 @@ def _open_cuda_session(source: str | bytes) -> Any:
         with _captured(log):
             if hasattr(onnxruntime, "preload_dlls"):  # finds CUDA and cuDNN installed as Python packages
                 onnxruntime.preload_dlls()
-            # TF32 keeps 10 bits of a product's mantissa: labels near a boundary would differ from the CPU's.
-            # HEURISTIC: an exhaustive search for convolutions would be repeated for every batch size.
-            provider = (name, {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"})
+            settings = {
+                # TF32 keeps 10 bits of a product's mantissa: labels near a boundary differ from the CPU's.
+                "use_tf32": str(int(tf32)),
+                # An exhaustive search for convolutions would be repeated for every batch size.
+                "cudnn_conv_algo_search": "HEURISTIC",
+                "enable_cuda_graph": str(int(cuda_graphs)),
+            }
+            provider = (name, settings)
             session = onnxruntime.InferenceSession(
                 source, _options(), providers=[provider], enable_fallback=0
             )

@@ -29,7 +29,8 @@ class Backend(Protocol):
         name: ``cpu``, ``cuda``, ``tensorrt`` or ``rtx``.
         input_shape: (C, H, W).
         output_names: Names that :meth:`run` can be asked for.
-        max_batch: Largest batch that runs in one piece; ``None`` for no limit. Larger ones are split.
+        max_batch: Largest batch that runs in one piece; ``None`` for no limit. Larger ones are split. Where
+            GPU memory turns out to be short, it becomes smaller.
     """
 
     @property
@@ -57,7 +58,7 @@ class Backend(Protocol):
             The outputs by name, first axis N.
 
         Raises:
-            BackendError: The batch could not be run, for example for want of memory.
+            BackendError: The batch could not be run, not even image by image where memory is short.
         """
         ...
 

@@ -25,7 +25,7 @@ from ..backends.protocol import LOGITS, PLAIN_LOGITS, Backend
 from ..bundle import Bundle
 from ..classifier import Classifier
 from ..devices import available_cores
-from ..errors import ImageError, UserError
+from ..errors import BackendError, ImageError, UserError
 from ..manifest import MANIFEST_NAME, Preprocessing
 from ..preprocess import load
 from ..results import Journal
@@ -236,14 +236,23 @@ def _loaded(bundle: Bundle, combination: Combination, single_pass: SinglePass | 
     """Load a combination, and the undefended classifier if it can be had."""
     with contextlib.ExitStack() as stack:
         classifier = stack.enter_context(
-            Classifier.load(bundle, backend=combination.backend, precision=combination.precision)
+            Classifier.load(
+                bundle, backend=combination.backend, precision=combination.precision, notice=_refuse
+            )
         )
         single = None
         is_graph = isinstance(classifier.backend, OnnxRuntimeBackend)
         if single_pass and is_graph and PLAIN_LOGITS in classifier.backend.output_names:
             graph = single_pass(bundle.file(bundle.graph(combination.precision).file))
-            single = stack.enter_context(OnnxRuntimeBackend(graph, Provider(combination.backend.value)))
+            single = stack.enter_context(
+                OnnxRuntimeBackend(graph, Provider(combination.backend.value), notice=_refuse)
+            )
         yield _Subject(classifier, single)
+
+
+def _refuse(notice: str) -> None:
+    """A batch that was split to fit into memory is not the one whose time is asked for."""
+    raise BackendError(notice, hint="measure smaller batches with --batch, or end what else runs on the GPU")
 
 
 @dataclasses.dataclass(frozen=True)

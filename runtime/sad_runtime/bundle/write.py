@@ -19,6 +19,7 @@ from pathlib import Path
 
 from ..errors import BundleError, UserError
 from ..manifest import MANIFEST_NAME, SCHEMA_VERSION, Manifest, unsafe_name
+from ..tensorrt.kernel_cache import is_cache
 from ..version import __version__
 from .read import Bundle, folder_lock, previous_path, recover_previous, sha256
 
@@ -192,7 +193,9 @@ def _check_replaceable(root: Path, shown: Path) -> None:
         if not path.is_dir() or path.is_symlink()
     }
     foreign = sorted(
-        name for name in present - listed - {MANIFEST_NAME} if Path(name).name not in _INCIDENTAL_FILES
+        name
+        for name in present - listed - {MANIFEST_NAME}
+        if Path(name).name not in _INCIDENTAL_FILES and not is_cache(name, listed)
     )
     if foreign:
         raise BundleError(

@@ -1,6 +1,6 @@
-"""What building and running an engine share: the two packages, their log, and the file beside an engine.
+"""Engines: what building and running one share (packages, log, the file beside an engine), and running.
 
-May import numpy and this room; TensorRT only when it is asked for.
+May import numpy and this room; TensorRT and CUDA only when they are asked for.
 """
 
 from .flavors import Flavor

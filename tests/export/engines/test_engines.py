@@ -32,8 +32,8 @@ MODELS = [
     "squeezenet1_1",
 ]
 DEMO = "digits"
-PRECISIONS = ["fp32", "fp16", "bf16"]
-BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
+PRECISIONS = ["fp32", "fp16", "bf16", "int8"]
+BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
 
 
 @functools.cache
@@ -53,7 +53,7 @@ def graph_in(precision: str, name: str) -> onnx.ModelProto:
         return graph
     _, *chw = (dim.dim_value for dim in graph.graph.input[0].type.tensor_type.shape.dim)
     images = np.random.default_rng(0).random((2, *chw), dtype=np.float32)
-    return lower(graph, variant, gradient_scales=gradient_scales(graph, images)).typed
+    return lower(graph, variant, gradient_scales=gradient_scales(graph, images), images=images).typed
 
 
 @pytest.mark.slow

@@ -3,6 +3,8 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
+import onnx_ir as ir
+import onnx_ir.passes.common as common_passes
 import pytest
 import torch
 from differentiate import check, forward_model, gradient, gradient_model, node, run
@@ -36,7 +38,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("target", ["portable", "cpu"])
+@pytest.mark.parametrize("target", ["portable", "cpu", "int8"])
 @pytest.mark.parametrize("dgrad", ["auto", "auto-fp16", "convtranspose", "conv"])
 @pytest.mark.parametrize("case", CASES)
 def test_conv_equals_float64_autograd(case: str, dgrad: str, target: str) -> None:
@@ -197,3 +199,30 @@ def test_a_smaller_one_is_shared_by_convtranspose_in_fp16_too(out: int, channels
     forward = forward_model([node("Conv", ["x", "w"])], ["N", channels, 3, 3], {"w": weight})
     model = gradient_model(forward, dgrad="auto-fp16")
     assert [n.op_type for n in model.graph.node] == ["Conv", "ConvTranspose"]
+
+
+@pytest.mark.parametrize("target", ["portable", "cpu", "int8"])
+@pytest.mark.parametrize("size", [(8, 8), (7, 9)])
+def test_a_strided_conv_and_its_strided_shortcut_are_summed_before_they_are_interleaved(
+    size: tuple[int, int], target: str
+) -> None:
+    x = RNG.normal(size=(2, 16, *size))
+    w, v = RNG.normal(size=(16, 16, 3, 3)), RNG.normal(size=(16, 16, 1, 1))
+    xt = torch.tensor(x, requires_grad=True)
+    y = torch.conv2d(xt, torch.tensor(w), stride=2, padding=1) + torch.conv2d(xt, torch.tensor(v), stride=2)
+    dy = RNG.normal(size=y.shape)
+    (expected,) = torch.autograd.grad(y, xt, torch.tensor(dy))
+    nodes = [
+        node("Conv", ["x", "w"], ["a"], strides=[2, 2], pads=[1, 1, 1, 1]),
+        node("Conv", ["x", "v"], ["b"], strides=[2, 2]),
+        node("Add", ["a", "b"]),
+    ]
+    for dgrad in ("auto", "conv"):
+        dx = gradient(nodes, x, dy, {"w": w, "v": v}, dgrad=dgrad, target=target)
+        np.testing.assert_allclose(dx, expected, rtol=1e-4, atol=1e-4)
+    model = gradient_model(
+        forward_model(nodes, ["N", *x.shape[1:]], {"w": w, "v": v}), dgrad="conv", target="int8"
+    )
+    live = ir.from_proto(model)
+    common_passes.RemoveUnusedNodesPass()(live)
+    assert sum(n.op_type == "DepthToSpace" for n in live.graph) == 1

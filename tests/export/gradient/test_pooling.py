@@ -45,7 +45,7 @@ def max_pool_case(case: str, x: np.ndarray, target: str) -> tuple[np.ndarray, np
     return gradient([pool], x, dy, target=target), expected.numpy()
 
 
-@pytest.mark.parametrize("target", ["portable", "cpu"])
+@pytest.mark.parametrize("target", ["portable", "cpu", "int8"])
 @pytest.mark.parametrize("case", MAX_POOLS)
 def test_maxpool_equals_float64_autograd(case: str, target: str) -> None:
     x = RNG.normal(size=(2, 3, *MAX_POOLS[case][-1])).astype(np.float32).astype(np.float64)
@@ -53,7 +53,7 @@ def test_maxpool_equals_float64_autograd(case: str, target: str) -> None:
     np.testing.assert_allclose(dx, expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("target", ["portable", "cpu"])
+@pytest.mark.parametrize("target", ["portable", "cpu", "int8"])
 @pytest.mark.parametrize("case", MAX_POOLS)
 def test_maxpool_tie_goes_to_first_maximum(case: str, target: str) -> None:
     """Few distinct values, as after a ReLU or on a flat background: most windows have ties."""
@@ -114,3 +114,36 @@ def test_average_pool_equals_float64_autograd(
 
 def test_global_average_pool() -> None:
     check([node("GlobalAveragePool")], (2, 3, 5, 4))
+
+
+@pytest.mark.parametrize("target", ["portable", "cpu", "int8"])
+def test_relu_before_maxpool_is_masked_where_there_are_fewer_elements(target: str) -> None:
+    """16 channels: the target cpu has them in its blocked layout."""
+    x = RNG.normal(size=(2, 16, 8, 8)).astype(np.float32).astype(np.float64)
+    x[0] -= 3.0  # whole windows of zeros
+    xt = torch.tensor(x, requires_grad=True)
+    y = torch.nn.functional.max_pool2d(torch.relu(xt), 3, 2, 1)
+    dy = RNG.normal(size=y.shape)
+    (expected,) = torch.autograd.grad(y, xt, torch.tensor(dy))
+    nodes = [
+        node("Relu", ["x"], ["r"]),
+        node("MaxPool", ["r"], kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1]),
+    ]
+    dx = gradient(nodes, x, dy, target=target)
+    np.testing.assert_allclose(dx, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_relu_that_others_read_too_keeps_its_own_mask() -> None:
+    x = RNG.normal(size=(2, 3, 8, 8))
+    xt = torch.tensor(x, requires_grad=True)
+    r = torch.relu(xt)
+    y = torch.nn.functional.max_pool2d(r, 3, 1, 1) + torch.sin(r)
+    dy = RNG.normal(size=y.shape)
+    (expected,) = torch.autograd.grad(y, xt, torch.tensor(dy))
+    nodes = [
+        node("Relu", ["x"], ["r"]),
+        node("MaxPool", ["r"], ["m"], kernel_shape=[3, 3], pads=[1, 1, 1, 1]),
+        node("Sin", ["r"], ["s"]),
+        node("Add", ["m", "s"]),
+    ]
+    np.testing.assert_allclose(gradient(nodes, x, dy), expected, rtol=1e-5, atol=1e-6)

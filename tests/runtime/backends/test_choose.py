@@ -11,9 +11,12 @@ from sad_runtime.bundle import Bundle, write_bundle
 from sad_runtime.devices import cuda_devices
 from sad_runtime.errors import BackendError, BundleError, UserError
 from sad_runtime.manifest import Engine, Manifest, Preprocessing
+from sad_runtime.tensorrt import Flavor
 
 from ..tiny_bundle import LinearModel, write_tiny_bundle
+from .fake_gpu import install, write_engine
 
+ENGINE_FILES = ("engines/e.plan", "engines/e.json")
 no_gpu = pytest.mark.skipif(cuda_devices().count > 0, reason="what is chosen where there is no GPU")
 
 
@@ -81,3 +84,35 @@ def test_graph_that_does_not_fit_the_manifest_is_refused(bundle_folder: Path) ->
     bundle = rewritten(bundle_folder, {"preprocessing": preprocessing})
     with pytest.raises(BundleError, match=r"takes images of \(3, 8, 8\), the manifest says \(3, 9, 9\)"):
         open_backend(bundle)
+
+
+def test_engine_of_another_graph_is_stale(bundle_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It cannot be loaded without a GPU, hence the stand-in."""
+    install(monkeypatch, Flavor.RTX)
+    bundle = Bundle.open(bundle_folder)
+    for graph_hash, is_stale in (("0" * 64, True), (bundle.manifest.files["model.onnx"], False)):
+        with write_bundle(bundle_folder) as draft:
+            draft.keep(bundle, *(name for name in bundle.manifest.files if name not in ENGINE_FILES))
+            draft.path("engines/e.plan")
+            write_engine(draft.root / "engines", Flavor.RTX, onnx_sha256=graph_hash)
+            engine = Engine(*ENGINE_FILES, "model.onnx", "rtx", "fp32")
+            draft.manifest = dataclasses.replace(bundle.manifest, files={}, engines=(engine,))
+        bundle = Bundle.open(bundle_folder)
+        # The stand-in's images are of another size, which is said too.
+        with pytest.raises(BundleError, match="it takes images of") as caught:
+            open_backend(bundle, BackendChoice.RTX)
+        stale = "it is stale: model.onnx is not the graph that it was built from"
+        assert (stale in caught.value.message) == is_stale
+        assert str(caught.value.hint).startswith("sad-deploy export")
+
+
+@no_gpu
+def test_tf32_is_refused_by_the_cpu_but_no_reason_against_it_where_it_was_not_asked_for(
+    bundle_folder: Path,
+) -> None:
+    bundle = Bundle.open(bundle_folder)
+    with pytest.raises(BackendError, match="the cpu backend has no TF32") as caught:
+        open_backend(bundle, BackendChoice.CPU, tf32=True)
+    assert "leave out --tf32" in str(caught.value.hint)
+    with open_backend(bundle, tf32=True).backend as backend:
+        assert backend.name == "cpu"

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from sad_runtime.backends.binding import Bindings
 from sad_runtime.backends.onnxruntime import (
     OnnxRuntimeBackend,
     Provider,
@@ -109,14 +113,27 @@ def test_cuda_that_does_not_load_is_an_error_with_onnxruntimes_own_reason(
     assert written.err == ""
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(cuda_devices().count == 0, reason="needs an NVIDIA GPU")
-def test_cuda_equals_the_cpu(model: LinearModel) -> None:
-    images = np.random.default_rng(1).random((5, 3, 8, 8), dtype=np.float32)
+def test_short_gpu_memory_halves_the_batch_and_changes_no_result(model: LinearModel) -> None:
+    """On the CPU, where a stand-in for the GPU's buffers fails as onnxruntime does there."""
+    notices: list[str] = []
+    tried: list[int] = []
+
+    class ShortOfMemory(Bindings):
+        def run(self, images: Any, outputs: Sequence[str]) -> Any:
+            tried.append(len(images))
+            if len(images) > 3:
+                raise RuntimeError("CUDA failure 2: out of memory ; GPU=0 ; expr=cudaMalloc")
+            return super().run(images, outputs)
+
     graph = two_pass_graph(model).SerializeToString()
-    runs = []
-    for provider in Provider:
-        with OnnxRuntimeBackend(graph, provider) as backend:
-            assert backend.name == provider.value
-            runs.append(backend.run(images, ("logits",))["logits"])
-    np.testing.assert_allclose(runs[1], runs[0], rtol=1e-4, atol=1e-4)
+    images = np.random.default_rng(1).random((7, 3, 8, 8), dtype=np.float32)
+    with OnnxRuntimeBackend(graph, Provider.CPU, notice=notices.append) as backend:
+        expected = backend.run(images, ("saliency", "logits"))
+        backend._bindings = ShortOfMemory(backend._session, "cpu")
+        for _ in range(2):
+            run = backend.run(images, ("saliency", "logits"))
+            np.testing.assert_array_equal(run["saliency"], expected["saliency"])
+            np.testing.assert_allclose(run["logits"], expected["logits"], rtol=1e-5, atol=1e-5)
+        assert backend.max_batch == 3
+    assert tried == [7, 3, 3, 1, 3, 3, 1]
+    assert notices == ["GPU memory is short: going on with batches of 3"]

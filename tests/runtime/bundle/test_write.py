@@ -308,6 +308,22 @@ def test_bundle_in_which_other_files_lie_is_not_replaced(bundle_folder: Path) ->
         check_destination(bundle_folder)
 
 
+def test_compiled_kernels_beside_an_engine_keep_a_bundle_whole_and_replaceable(
+    bundle_folder: Path, model: LinearModel
+) -> None:
+    with write_bundle(bundle_folder) as draft:
+        draft.manifest = manifest_of(model)
+        draft.path("weights.safetensors").write_bytes(b"weights")
+        draft.path("engines/model.rtx.plan").write_bytes(b"an engine")
+    cache = bundle_folder / "engines" / "model.rtx.cache"
+    cache.write_bytes(b"kernels")
+    Bundle.open(bundle_folder).verify()
+    check_destination(bundle_folder)
+    cache.rename(cache.with_name("another.rtx.cache"))
+    with pytest.raises(BundleError, match="would be lost: engines/another"):
+        check_destination(bundle_folder)
+
+
 def test_damaged_and_newer_bundles_may_be_replaced(bundle_folder: Path) -> None:
     text = (bundle_folder / "manifest.json").read_text().replace('"schema": 1', '"schema": 99')
     (bundle_folder / "manifest.json").write_text(text)
