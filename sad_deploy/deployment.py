@@ -86,7 +86,7 @@ def export_bundle(
         bundle: As ``sad-deploy calibrate`` wrote it.
         dgrad: How convolutions are differentiated. Where no engine can be built of ``auto``, the graph and
             its engine are written with ``conv``, and the manifest says so.
-        target: ``portable``, or ``cpu`` for the fastest form in onnxruntime on the CPU; float32 only.
+        target: ``portable``, or ``cpu`` for the fastest form in onnxruntime on the CPU, in fp32 or int8.
         variant: The precision of the second pass and that of the saliency.
         allow_inaccurate: Keep a graph in lower precision whose figures are outside their tolerance.
         engine: What to build with TensorRT, if anything.

@@ -80,7 +80,7 @@ def export_forward(
         images: Folder of real images to verify on. Without one, smoothed noise stands in.
         logits: Name of the logits where the graph has several outputs.
         dgrad: How convolutions are differentiated.
-        target: ``portable`` or ``cpu``; float32 only.
+        target: ``portable`` or ``cpu``; float32 and int8 only.
         variant: The precision of the second pass and that of the saliency.
         allow_inaccurate: Keep a graph in lower precision whose figures are outside their tolerance.
         engine: What to build with TensorRT, if anything.

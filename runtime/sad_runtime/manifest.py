@@ -187,8 +187,8 @@ class Graph:
 
     Attributes:
         file: Path inside the bundle.
-        precision: ``fp32``, ``fp16`` or ``bf16``; ``fp32-fp16`` where the second pass is in fp32, and
-            what gives the saliency, first pass and backward, in fp16.
+        precision: ``fp32``, ``fp16``, ``bf16`` or ``int8``; ``fp32-fp16`` where the second pass is in fp32,
+            and what gives the saliency, first pass and backward, in fp16.
         dgrad: How the backward convolutions were written: ``auto``, ``auto-fp16`` (the same for a saliency in
             fp16), ``convtranspose`` or ``conv``.
         target: What the graph was written for: ``portable`` or ``cpu``.

@@ -47,6 +47,13 @@ class PrecisionOption(enum.StrEnum):
     INT8 = "int8"
 
 
+class RangesOption(enum.StrEnum):
+    """How ranges of 8-bit codes are found."""
+
+    PERCENTILE = "percentile"
+    ENTROPY = "entropy"
+
+
 class TargetOption(enum.StrEnum):
     """What the graph is written for."""
 
@@ -120,7 +127,7 @@ def export(
         typer.Option(help="How convolutions are differentiated; auto: conv where TensorRT lacks a kernel."),
     ] = DgradOption.AUTO,
     target: Annotated[
-        TargetOption, typer.Option(help="cpu: the same results, faster in onnxruntime on the CPU; no engine.")
+        TargetOption, typer.Option(help="cpu: faster in onnxruntime on the CPU, in fp32 or int8; no engine.")
     ] = TargetOption.PORTABLE,
     precision: Annotated[
         PrecisionOption,
@@ -131,8 +138,12 @@ def export(
         typer.Option(help="Another type for the first pass and the gradient.", show_default="as --precision"),
     ] = None,
     allow_inaccurate: Annotated[
-        bool, typer.Option("--allow-inaccurate", help="Keep fp16 or bf16 also below its tolerance.")
+        bool, typer.Option("--allow-inaccurate", help="Keep lower precision also below its tolerance.")
     ] = False,
+    ranges: Annotated[
+        RangesOption | None,
+        typer.Option(help="int8: how ranges are found on real images.", show_default="percentile"),
+    ] = None,
     eta: Annotated[
         float | None, typer.Option(help="forward.onnx only: the hybridization ratio.", show_default=False)
     ] = None,
@@ -177,7 +188,11 @@ def export(
         raise UserError(
             "--trt builds its engine from the portable graph", hint="leave out --target cpu, or --trt"
         )
-    chosen = (precision.value, saliency_precision.value if saliency_precision else None)
+    chosen = (
+        precision.value,
+        saliency_precision.value if saliency_precision else None,
+        ranges.value if ranges else None,
+    )
     bare_only = {
         "--eta": eta, "--normalization": normalization, "--mean": mean, "--std": std,
         "--images": images, "--logits": logits, "--out": out,
@@ -236,7 +251,7 @@ def _export_bundle(
     source: Path,
     dgrad: str,
     target: str,
-    chosen: tuple[str, str | None],
+    chosen: tuple[str, str | None, str | None],
     allow_inaccurate: bool,
     engine: EngineOptions | None,
 ) -> EngineInfo | None:

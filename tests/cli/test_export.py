@@ -128,6 +128,7 @@ TRT = ("{forward}", "--eta", "0.1", "--trt", "--flavor", "rtx")
             "is for fp32 and int8, not fp16",
         ),
         (["{forward}", "--eta", "0.1", "--target", "cpu", "--saliency-precision", "bf16"], "not fp32-bf16"),
+        (["{forward}", "--eta", "0.1", "--ranges", "entropy", "--precision", "fp16"], "and fp16 has none"),
         (["{forward}", "--eta", "0.1", "--tf32", "--gpu-target", "sm_89"], "--gpu-target, --tf32: only with"),
         (
             ["{forward}", "--eta", "0.1", "--optimization-level", "0", "--verbose"],
@@ -212,6 +213,45 @@ def test_a_bundle_gets_a_graph_and_an_engine_in_lower_precision_beside_float32(i
     )
     size = {g.precision: (in_fp16 / g.file).stat().st_size for g in manifest.graphs}
     assert size["fp16"] < 0.6 * size["fp32"]
+
+
+@pytest.mark.parametrize("words", [("int8",), ("fp32", "int8")])
+def test_int8_for_the_cpu_is_verified_and_runs(
+    calibrated: Path, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    folder = tmp_path / "b"
+    shutil.copytree(calibrated, folder)
+    options = ["--precision", words[0], *(["--saliency-precision", words[1]] if words[1:] else [])]
+    run(str(folder), "--target", "cpu", *options)
+    label = "-".join(words)
+    (graph,) = [g for g in Bundle.open(folder).manifest.graphs if g.precision == label]
+    assert (graph.file, graph.target) == (f"model.{label}.onnx", "cpu")
+    assert graph.verification["label_agreement"] >= 0.98
+    assert 0.9 <= graph.verification["saliency_cosine_median"] < 1
+    images = digit_images().images[:5].astype(np.float32) / np.float32(255)
+    with Classifier.load(folder, backend="cpu", precision=label) as classifier:
+        lowered = classifier.predict(images, outputs=("saliency",))
+    with Classifier.load(folder, backend="cpu") as classifier:
+        whole = classifier.predict(images, outputs=("saliency",))
+    assert (lowered.labels == whole.labels).all()
+    assert lowered.saliency is not None
+    assert whole.saliency is not None
+    assert np.abs(lowered.saliency - whole.saliency).max() > 0
+
+
+def test_int8_for_tensorrt_has_an_engine_and_takes_entropy_for_its_ranges(
+    calibrated: Path, tmp_path: Path
+) -> None:
+    files = {}
+    for ranges in ("percentile", "entropy"):
+        folder = tmp_path / ranges
+        shutil.copytree(calibrated, folder)
+        options = ["--precision", "int8", "--ranges", ranges, "--allow-inaccurate"]
+        run(str(folder), *options, "--trt", "--flavor", "rtx", "--batch", "1:2:4")
+        manifest = Bundle.open(folder).manifest
+        assert [e.precision for e in manifest.engines] == ["int8"]
+        files[ranges] = manifest.files["model.int8.onnx"]
+    assert files["percentile"] != files["entropy"]
 
 
 def test_another_precision_leaves_those_there_and_the_same_replaces_its_engines(

@@ -7,7 +7,7 @@ the rest of ``sad_export``.
 
 from .convert import PRECISION_KEY, Lowered, lower, lower_to_integers, refuse_half_precision
 from .scale import gradient_scales
-from .variant import FP32, Precision, Variant
+from .variant import FP32, Precision, Ranges, Variant
 from .verified import write_verified
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "PRECISION_KEY",
     "Lowered",
     "Precision",
+    "Ranges",
     "Variant",
     "gradient_scales",
     "lower",

@@ -48,7 +48,6 @@ def lower(
     *,
     gradient_scales: Mapping[str, float] | None = None,
     images: Array | None = None,
-    ranges: str = "percentile",
 ) -> Lowered:
     """Write a two-pass graph in lower precision.
 
@@ -58,7 +57,6 @@ def lower(
         variant: Which precisions.
         gradient_scales: Of :func:`gradient_scales`, for a backward in fp16.
         images: (N, C, H, W) float32 in [0, 1], real ones, for the ranges of int8.
-        ranges: How they are found: ``percentile`` or ``entropy``.
 
     Returns:
         The graph and its twin. ``image`` and all outputs are float32 in both.
@@ -76,7 +74,7 @@ def lower(
         if images is None:
             raise GraphError("int8 needs images for its ranges")
         for model_ in (typed, rounding):
-            simulate_integers(model_, variant.int8_passes, images, method=ranges)
+            simulate_integers(model_, variant.int8_passes, images, method=variant.ranges)
     plan = plan_precision(typed.graph, variant)
     LowerPrecisionPass(plan)(typed)
     LowerPrecisionPass(plan_precision(rounding.graph, variant), rounding=True)(rounding)
@@ -85,16 +83,13 @@ def lower(
     return Lowered(written[0], written[1], plan.reasons)
 
 
-def lower_to_integers(
-    model: onnx.ModelProto, variant: Variant, images: Array, *, ranges: str = "percentile"
-) -> onnx.ModelProto:
+def lower_to_integers(model: onnx.ModelProto, variant: Variant, images: Array) -> onnx.ModelProto:
     """Write a two-pass graph in integers for onnxruntime's CPU, the backward among them.
 
     Args:
         model: As :func:`sad_export.two_pass` returns it for the target ``int8``. Not modified.
         variant: Which passes are in int8; the backward goes with the first.
         images: (N, C, H, W) float32 in [0, 1], real ones, for the ranges.
-        ranges: How they are found: ``percentile`` or ``entropy``.
 
     Returns:
         The graph; ``image`` and all outputs are float32.
@@ -106,7 +101,7 @@ def lower_to_integers(
     graph = ir.from_proto(model)
     passes = variant.int8_passes
     parts = passes | ({Part.BACKWARD} if Part.FIRST in passes else frozenset())
-    IntegerPass(plan_integers(graph, parts, images, method=ranges))(graph)
+    IntegerPass(plan_integers(graph, parts, images, method=variant.ranges))(graph)
     metadata = {**graph.metadata_props, PRECISION_KEY: variant.label}
     return finish(graph, what="two-pass", metadata=metadata)
 

@@ -32,6 +32,13 @@ class Precision(enum.StrEnum):
         }[self]
 
 
+class Ranges(enum.StrEnum):
+    """How the ranges of int8 are found from values on real images: onnxruntime's calibration methods."""
+
+    PERCENTILE = "percentile"
+    ENTROPY = "entropy"
+
+
 @dataclasses.dataclass(frozen=True)
 class Variant:
     """The precisions of one graph.
@@ -40,17 +47,19 @@ class Variant:
         precision: Of the second pass, which classifies.
         saliency: Of the first pass and the backward, which give S. With ``int8`` the backward is in fp16, but
             for onnxruntime's CPU, where it is in int8 too.
+        ranges: How the ranges of int8 are found.
     """
 
     precision: Precision
     saliency: Precision
+    ranges: Ranges = Ranges.PERCENTILE
 
     @classmethod
-    def of(cls, precision: str = "fp32", saliency: str | None = None) -> Variant:
+    def of(cls, precision: str = "fp32", saliency: str | None = None, ranges: str | None = None) -> Variant:
         """From the words of the command line; without ``saliency`` both are the same.
 
         Raises:
-            UserError: No such precision.
+            UserError: No such precision; or ranges without int8.
         """
         chosen = []
         for name in (precision, saliency or precision):
@@ -60,7 +69,13 @@ class Variant:
                 raise UserError(
                     f"no precision {name!r}; there are {', '.join(Precision)}", hint="for example fp16"
                 ) from None
-        return cls(*chosen)
+        variant = cls(chosen[0], chosen[1], Ranges(ranges or Ranges.PERCENTILE))
+        if ranges is not None and not variant.uses_int8:
+            raise UserError(
+                f"--ranges are those of int8, and {variant.label} has none",
+                hint="leave them out, or use --precision int8",
+            )
+        return variant
 
     @property
     def label(self) -> str:

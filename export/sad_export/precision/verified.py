@@ -25,7 +25,6 @@ def write_verified(
     reference: Mapping[str, Array],
     *,
     target: str = "portable",
-    ranges: str = "percentile",
     allow_inaccurate: bool = False,
 ) -> Verification:
     """Lower a float32 two-pass graph to a variant, write it and verify it.
@@ -39,7 +38,6 @@ def write_verified(
         images: (N, C, H, W) float32 in [0, 1], real ones; at least two.
         reference: ``logits``, ``saliency`` and ``plain_logits`` of these images, in float32.
         target: ``portable`` or ``cpu``.
-        ranges: How those of int8 are found: ``percentile`` or ``entropy``.
         allow_inaccurate: Accept figures outside the tolerance, if they are finite.
 
     Returns:
@@ -53,13 +51,13 @@ def write_verified(
         onnx.save(graph, str(path))
         return verify(path, images, reference)
     if target == "cpu":
-        onnx.save(lower_to_integers(graph, variant, images[::_EVERY], ranges=ranges), str(path))
+        onnx.save(lower_to_integers(graph, variant, images[::_EVERY]), str(path))
         return verify(
             path, images, reference, precision=variant.lowest.value, allow_inaccurate=allow_inaccurate
         )
     half_backward = variant.of_part[Part.BACKWARD] is Precision.FP16
     scales = gradient_scales(graph, images) if half_backward else None
-    lowered = lower(graph, variant, gradient_scales=scales, images=images[::_EVERY], ranges=ranges)
+    lowered = lower(graph, variant, gradient_scales=scales, images=images[::_EVERY])
     rounding = path.with_suffix(".rounding.onnx")
     onnx.save(lowered.typed, str(path))
     try:
