@@ -65,6 +65,8 @@ def sad_deploy(*arguments: str) -> None:
 
 def calibrated(name: str, folder: Path, work: Path) -> Path:
     bundle = work / name
+    if bundle.is_dir():
+        return bundle
     if name == "digits":
         sad_deploy("calibrate", "--out", str(bundle))
     else:
@@ -77,12 +79,16 @@ def calibrated(name: str, folder: Path, work: Path) -> Path:
 def exported(bundle: Path, words: tuple[str, ...], *, cpu: bool) -> Path:
     """A copy of the bundle with a graph in one variant: forms for TensorRT and the CPU share a name."""
     copy = bundle.with_name(f"{bundle.name}-{'-'.join(words)}{'-cpu' if cpu else ''}")
-    shutil.copytree(bundle, copy)
+    if copy.is_dir():
+        return copy
+    draft = copy.with_name(f"{copy.name}.draft")
+    shutil.rmtree(draft, ignore_errors=True)
+    shutil.copytree(bundle, draft)
     options = ["--precision", words[0], "--allow-inaccurate", "--target", "cpu" if cpu else "portable"]
     if len(words) > 1:
         options += ["--saliency-precision", words[1]]
-    sad_deploy("export", str(copy), *options)
-    return copy
+    sad_deploy("export", str(draft), *options)
+    return draft.rename(copy)
 
 
 def test_images(name: str, folder: Path) -> tuple[Any, Any]:
@@ -155,14 +161,17 @@ def main() -> None:
     )
     parser.add_argument("--models", nargs="+", default=["digits", "resnet18", "resnet50"])
     parser.add_argument("--folder", type=Path, default=Path("trained"))
+    parser.add_argument("--work", type=Path, help="keep bundles here, and take those that are there")
     parser.add_argument("--batches", nargs="+", type=int, default=[4, 8])
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "precision.json")
     arguments = parser.parse_args()
     rows = []
     for name in arguments.models:
-        with tempfile.TemporaryDirectory() as work:
-            rows += measure(name, arguments.folder, arguments.batches, arguments.rounds, Path(work))
+        with tempfile.TemporaryDirectory() as temporary:
+            work = arguments.work or Path(temporary)
+            work.mkdir(parents=True, exist_ok=True)
+            rows += measure(name, arguments.folder, arguments.batches, arguments.rounds, work)
     for row in rows:
         print(line(row))
     write_results(arguments.out, {"machine": machine(), "targets": TARGETS, "rows": rows})
