@@ -17,6 +17,7 @@ import onnx_ir as ir
 
 from ..gradient.emitter import constant_array
 from ..gradient.rules import attribute
+from ..initializers import initializer
 
 _MOST_CHANNELS = 16
 
@@ -75,12 +76,7 @@ def _rewrite(graph: ir.Graph, node: ir.Node) -> bool:
         type=x.type,
         shape=ir.Shape([x.shape[0], channels * stride**2, height, width]),
     )
-    inside = _in_blocks(array, axes, stride)
-    tensor = ir.tensor(inside, name=f"{weight.name}/{node.name}/blocks")
-    kernel = ir.Value(
-        name=tensor.name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(inside.shape), const_value=tensor
-    )
-    graph.register_initializer(kernel)
+    kernel = initializer(graph, f"{weight.name}/{node.name}/blocks", _in_blocks(array, axes, stride))
     attributes = ir.convenience.convert_attributes({"blocksize": stride})
     gather = ir.Node("", "SpaceToDepth", [x], attributes, outputs=[blocks], name=f"{node.name}/SpaceToDepth")
     graph.insert_before(node, gather)

@@ -19,6 +19,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 
+from ..initializers import initializer
 from ..model import GraphError
 from ..verify import Array
 from .parts import UNSCALE, Part, parts_of
@@ -136,11 +137,7 @@ def _largest(model: ir.Model, values: Sequence[ir.Value], images: Array) -> dict
 def _multiply(graph: ir.Graph, value: ir.Value, factor: float, *, name: str) -> ir.Value:
     """``value · factor``, for everything that reads ``value``."""
     readers = list(value.uses())
-    tensor = ir.tensor(np.array([factor], dtype=np.float32), name=f"{name}/factor")
-    constant = ir.Value(
-        name=tensor.name, shape=ir.Shape([1]), type=ir.TensorType(tensor.dtype), const_value=tensor
-    )
-    graph.register_initializer(constant)
+    constant = initializer(graph, f"{name}/factor", np.array([factor], dtype=np.float32))
     output = ir.Value(name=f"{name}/output", shape=value.shape, type=value.type)
     graph.append(ir.Node("", "Mul", [value, constant], outputs=[output], name=name))
     for reader in readers:

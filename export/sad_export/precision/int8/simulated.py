@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ...gradient.emitter import constant_array
+from ...initializers import initializer
 from ...verify import Array
 from ..parts import Part, parts_of
 from .grid import Grid, weight_codes
@@ -64,8 +65,8 @@ def simulate_integers(
 
 
 def _rounded(graph: ir.Graph, value: ir.Value, grid: Grid) -> ir.Value:
-    scale = _constant(graph, f"{value.name}/scale", np.array(grid.scale, dtype=np.float32))
-    zero = _constant(graph, "int8/zero", np.array(0, dtype=np.int8))
+    scale = initializer(graph, f"{value.name}/scale", np.array(grid.scale, dtype=np.float32))
+    zero = initializer(graph, "int8/zero", np.array(0, dtype=np.int8))
     codes = _append(graph, "QuantizeLinear", [value, scale, zero], value, grid.dtype)
     return _append(graph, "DequantizeLinear", [codes, scale, zero], value, ir.DataType.FLOAT)
 
@@ -75,9 +76,9 @@ def _stored_as_codes(graph: ir.Graph, weight: ir.Value, axis: int) -> ir.Value:
     assert array is not None
     codes, scales = weight_codes(array, axis)
     stored = [
-        _constant(graph, f"{weight.name}/codes", codes),
-        _constant(graph, f"{weight.name}/scales", scales),
-        _constant(graph, f"int8/zeros_{len(scales)}", np.zeros(len(scales), dtype=np.int8)),
+        initializer(graph, f"{weight.name}/codes", codes),
+        initializer(graph, f"{weight.name}/scales", scales),
+        initializer(graph, f"int8/zeros_{len(scales)}", np.zeros(len(scales), dtype=np.int8)),
     ]
     return _append(graph, "DequantizeLinear", stored, weight, ir.DataType.FLOAT, axis=axis)
 
@@ -95,17 +96,3 @@ def _append(
     attrs = ir.convenience.convert_attributes(attributes)
     graph.append(ir.Node("", op_type, inputs, attrs, outputs=[output], name=name))
     return output
-
-
-def _constant(graph: ir.Graph, name: str, array: Array) -> ir.Value:
-    if name not in graph.initializers:
-        tensor = ir.tensor(array, name=name)
-        graph.register_initializer(
-            ir.Value(
-                name=name,
-                shape=ir.Shape(array.shape),
-                type=ir.TensorType(tensor.dtype),
-                const_value=tensor,
-            )
-        )
-    return graph.initializers[name]

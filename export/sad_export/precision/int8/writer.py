@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from ...initializers import initializer
 from ...verify import Array
 from .grid import Grid, weight_codes
 
@@ -78,16 +79,7 @@ class CodesWriter:
 
     def constant(self, array: Array, name: str) -> ir.Value:
         """An initializer, once a name."""
-        if name not in self.graph.initializers:
-            tensor = ir.tensor(array, name=name)
-            value = ir.Value(
-                name=name,
-                shape=ir.Shape(array.shape),
-                type=ir.TensorType(tensor.dtype),
-                const_value=tensor,
-            )
-            self.graph.register_initializer(value)
-        return self.graph.initializers[name]
+        return initializer(self.graph, name, array)
 
     def ints(self, *numbers: int) -> ir.Value:
         """A list of int64, shared by value."""
