@@ -76,9 +76,9 @@ def calibrated(name: str, folder: Path, work: Path) -> Path:
     return bundle
 
 
-def exported(bundle: Path, words: tuple[str, ...], *, cpu: bool) -> Path:
+def exported(name: str, bundle: Path, words: tuple[str, ...], *, cpu: bool, work: Path) -> Path:
     """A copy of the bundle with a graph in one variant: forms for TensorRT and the CPU share a name."""
-    copy = bundle.with_name(f"{bundle.name}-{'-'.join(words)}{'-cpu' if cpu else ''}")
+    copy = work / f"{name}-{'-'.join(words)}{'-cpu' if cpu else ''}"
     if copy.is_dir():
         return copy
     draft = copy.with_name(f"{copy.name}.draft")
@@ -119,8 +119,11 @@ def measure(name: str, folder: Path, batches: list[int], rounds: int, work: Path
     images, labels = test_images(name, folder)
     rows: dict[str, dict[str, Any]] = {}
     paths: dict[str, Path] = {}
+    copies: dict[str, Path] = {}
     for form, (words, cpu) in VARIANTS.items():
-        copy = exported(bundle, words, cpu=cpu)
+        # Lower precision takes the float32 graph along instead of writing it again.
+        source = bundle if words == ("fp32",) else copies["fp32"]
+        copies[form] = copy = exported(name, source, words, cpu=cpu, work=work)
         (graph,) = [each for each in Bundle.open(copy).manifest.graphs if each.precision == "-".join(words)]
         rows[form] = {"model": name, "form": form, "bytes": (copy / graph.file).stat().st_size}
         rows[form] |= {"verification": dict(graph.verification)}
