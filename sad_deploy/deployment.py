@@ -134,6 +134,14 @@ def export_bundle(
         for each in variants:
             path = write(each, each.dgrad(dgrad))
         info = None
+        if engine is None:
+            # The same graph again: its engines are still its engines.
+            unchanged = {
+                name for name, digest in manifest.files.items() if name in stale and draft.has(name, digest)
+            }
+            kept = [each for each in old_engines if each.graph in unchanged]
+            draft.keep(bundle, *(file for each in kept for file in (each.file, each.sidecar)))
+            engines += kept
         if engine is not None and flavor is not None:
             status(f"building the TensorRT engine ({flavor})")
             plan, sidecar = (f"engines/{path.stem}.{flavor}.{suffix}" for suffix in ("plan", "json"))

@@ -27,6 +27,8 @@ from .verify import Array, Verification, run_graph
 from .verify_forward import ForwardVerification, verify_forward
 
 IMAGES_VERIFIED = 16
+IMAGES_IN_INT8 = 64
+"""Every second one gives the ranges."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +79,8 @@ def export_forward(
         normalization: How S is scaled.
         mean: Per channel; with ``std``, put into the graph.
         std: Per channel.
-        images: Folder of real images to verify on. Without one, smoothed noise stands in.
+        images: Folder of real images to verify on, 16 of them, and 64 for the ranges of int8. Without one,
+            smoothed noise stands in, but for int8.
         logits: Name of the logits where the graph has several outputs.
         dgrad: How convolutions are differentiated.
         target: ``portable`` or ``cpu``; float32 and int8 only.
@@ -91,6 +94,11 @@ def export_forward(
             refused; nothing was written.
     """
     variant.check_target(target)
+    if variant.uses_int8 and images is None:
+        raise UserError(
+            "the ranges of int8 are those of real images, and none were given",
+            hint="--images FOLDER, with images like those that will be classified",
+        )
     flavor = engine.check() if engine else None
 
     def written_as(dgrad: str) -> onnx.ModelProto:
@@ -121,7 +129,8 @@ def export_forward(
         )
     refuse_half_precision(graph)
     channels, height, width = (dim.dim_value for dim in chw)
-    pixels = _real(images, channels, height, width) if images else _noise(channels, height, width)
+    count = IMAGES_IN_INT8 if variant.uses_int8 else IMAGES_VERIFIED
+    pixels = _real(images, count, channels, height, width) if images else _noise(channels, height, width)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
         draft = Path(folder) / out.name
@@ -133,7 +142,7 @@ def export_forward(
             verification = verify_forward(
                 draft,
                 forward,
-                pixels,
+                pixels[:: max(1, len(pixels) // IMAGES_VERIFIED)],
                 eta=eta,
                 normalization=normalization,
                 clip=None,
@@ -173,8 +182,8 @@ def engine_beside(graph: Path, flavor: Flavor) -> Path:
     return graph.with_suffix(f".{flavor}.plan")
 
 
-def _real(folder: Path, channels: int, height: int, width: int) -> Array:
-    """The first readable images below a folder, (N, C, H, W) float32 in [0, 1]."""
+def _real(folder: Path, count: int, channels: int, height: int, width: int) -> Array:
+    """Readable images from all over a folder, (N, C, H, W) float32 in [0, 1]."""
     if channels not in (1, 3):
         raise UserError(
             f"images have 1 or 3 channels, this graph takes {channels}", hint="leave --images out"
@@ -183,12 +192,16 @@ def _real(folder: Path, channels: int, height: int, width: int) -> Array:
     preprocessing = Preprocessing(color=color, resize=(height, width), crop=(height, width))
     read: list[Array] = []
     with open_sources([folder]) as sources:
-        for item in sources:
+        items = list(sources)
+        # Evenly spread, as one class comes after the other; others stand in for what is unreadable.
+        first = np.linspace(0, len(items) - 1, min(count, len(items))).astype(int)
+        for i in dict.fromkeys([*first.tolist(), *range(len(items))]):
+            item = items[i]
             try:
                 read.append(load(item, preprocessing).pixels)
             except ImageError:
                 continue
-            if len(read) == IMAGES_VERIFIED:
+            if len(read) == count:
                 break
     if not read:
         raise UserError(f"no image in {folder} can be read")

@@ -31,6 +31,9 @@ MINIMUM_OPSET = 13
 """ReduceSum and Squeeze take their axes as inputs from here on, and so do the gradients."""
 
 
+_OUR_PREFIXES = ("backward/", "mix/", "normalise/", "second/", "unscale/")
+
+
 class GraphError(UserError):
     """A graph that is not a classifier we can differentiate; nothing was written."""
 
@@ -153,9 +156,22 @@ def _normalise(model: ir.Model) -> None:
     ).modified:
         common_passes.NameFixPass()(model)
         ShapesPass()(model)
+    _leave_our_names(model.graph)
     EinsumLettersPass()(model)
     NestedConcatsPass()(model)
     common_passes.RemoveUnusedNodesPass()(model)
+
+
+def _leave_our_names(graph: ir.Graph) -> None:
+    """Rename what has a name as we give them: a graph that this package wrote may be differentiated again."""
+    values = [*graph.initializers.values(), *(value for node in graph for value in node.outputs)]
+    for named in (*values, *graph):
+        if named.name and named.name.startswith(_OUR_PREFIXES) and not _leaves(named):
+            named.name = f"forward/{named.name}"
+
+
+def _leaves(named: ir.Value | ir.Node) -> bool:
+    return isinstance(named, ir.Value) and named.is_graph_output()
 
 
 def _the_image(inputs: Sequence[ir.Value], problems: list[str]) -> ir.Value | None:
@@ -183,7 +199,7 @@ def _the_logits(outputs: Sequence[ir.Value], name: str | None, problems: list[st
             problems.append(f"no output {name!r} among {names}")
             return None
     if len(outputs) != 1:
-        problems.append(f"{len(outputs)} outputs ({names}); name the logits with logits=")
+        problems.append(f"{len(outputs)} outputs ({names}); name the logits (--logits, or logits=)")
         return None
     (logits,) = outputs
     shape = shape_of(logits) if logits.shape is not None else ()

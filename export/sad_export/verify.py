@@ -27,7 +27,8 @@ _HINTS = {
     "fp32": _REPORT,
     "fp16": "nothing was kept; try --saliency-precision fp32, or take it with --allow-inaccurate",
     "bf16": "nothing was kept; try --saliency-precision fp16, or take it with --allow-inaccurate",
-    "int8": "nothing was kept; try --saliency-precision fp32, or take it with --allow-inaccurate",
+    "int8": "nothing was kept; try other --ranges or --saliency-precision fp32, or take it with "
+    "--allow-inaccurate",
 }
 _OVERFLOW_HINTS = {
     "fp32": _REPORT,
@@ -67,7 +68,7 @@ class Verification:
 
     def as_dict(self) -> dict[str, float]:
         """For the manifest."""
-        return dataclasses.asdict(self)
+        return {name: float(value) for name, value in dataclasses.asdict(self).items()}
 
     def is_finite(self) -> bool:
         """Whether every figure is a number; none is where some logit or saliency is not."""

@@ -22,9 +22,10 @@ from .verify import Array, VerificationError, cpu_session, relative_l2
 _LOGITS_TOLERANCE = 1e-4
 # Central differences cross kinks of a ReLU network; a wrong rule misses by far more.
 _SLOPE_TOLERANCE = 0.05
-# Steps h, relative to ‖x‖: the large ones cross kinks, the small ones drown in float32's rounding. Each image
-# is judged by its best one; a wrong gradient is wrong at all of them.
-_RELATIVE_STEPS = (1e-2, 3e-3, 1e-3, 3e-4)
+# Steps h, relative to ‖x‖: the large ones cross kinks, the small ones drown in float32's rounding. Where that
+# happens depends on the network and the size of its image. Each image is judged by its best one; a wrong
+# gradient is wrong at all of them.
+_RELATIVE_STEPS = (1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5, 3e-6)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 PANEL = "TensorRT engine"
 """Where ``--help`` shows them."""
 
+DEFAULT_BATCH = (1, 8, 64)
+
 
 class HardwareCompatibilityOption(enum.StrEnum):
     """Which GPUs besides the one it is built on."""
@@ -56,6 +58,8 @@ class EngineOptions:
             UserError: Some option was given; all are named.
         """
         given = {
+            "--flavor": self.flavor != "auto",
+            "--batch": self.batch != DEFAULT_BATCH,
             "--optimization-level": self.optimization_level is not None,
             "--gpu-target": bool(self.targets),
             "--hardware-compatibility": self.hardware_compatibility is not HardwareCompatibilityOption.NONE,

@@ -14,7 +14,7 @@ from sad_runtime.extras import require
 from sad_runtime.manifest import Normalization
 
 from .console import interruptible, print_status, print_warning, stdout
-from .engine_options import PANEL, EngineOptions, HardwareCompatibilityOption
+from .engine_options import DEFAULT_BATCH, PANEL, EngineOptions, HardwareCompatibilityOption
 
 if TYPE_CHECKING:
     from sad_runtime.tensorrt import EngineInfo
@@ -77,7 +77,7 @@ def export(
         typer.Option(
             metavar="MIN:BEST:MAX", help="Batch sizes that the engine serves.", rich_help_panel=PANEL
         ),
-    ] = "1:8:64",
+    ] = ":".join(map(str, DEFAULT_BATCH)),
     optimization_level: Annotated[
         int | None,
         typer.Option(
@@ -156,7 +156,9 @@ def export(
     std: Annotated[str | None, typer.Option(help="forward.onnx only: likewise.")] = None,
     images: Annotated[
         Path | None,
-        typer.Option(help="forward.onnx only: folder of real images to verify on.", show_default=False),
+        typer.Option(
+            help="forward.onnx only: real images to verify on, and for int8's ranges.", show_default=False
+        ),
     ] = None,
     logits: Annotated[
         str | None,
@@ -228,8 +230,8 @@ def export(
             engine=engine_options.request() if trt else None,
             status=print_status,
         )
-        in_fp32 = "" if variant.is_fp32 else "its float32 form "
-        _print_figures(f"{in_fp32 or made.graph} against {source}", dataclasses.asdict(made.verification))
+        in_fp32 = made.graph if variant.is_fp32 else "its float32 form"
+        _print_figures(f"{in_fp32} against {source}", dataclasses.asdict(made.verification))
         if made.lowered is not None:
             _print_figures(f"{made.graph} against its float32 form", made.lowered.as_dict())
         _print_written(str(made.graph), made.graph.stat().st_size, made.shortfalls)
@@ -279,7 +281,8 @@ def _export_bundle(
         _print_figures(f"{name} against PyTorch", graph.verification.as_dict())
         _print_written(name, graph.bytes, graph.shortfalls)
     for engine_file in exported.removed:
-        print_warning(f"removed {engine_file}, of the earlier graph; --trt builds a new one")
+        again = "--trt" if target != "cpu" else "an export with --trt and without --target cpu"
+        print_warning(f"removed {engine_file}, of the earlier graph; {again} builds a new one")
     return exported.engine
 
 

@@ -130,7 +130,7 @@ def infer(
         str,
         typer.Option(
             metavar="NAME",
-            help="Which of the bundle's graphs: fp32, fp16, bf16, fp32-fp16, …",
+            help="Which of the graphs: fp32, fp16, bf16, int8, fp32-fp16, …",
             rich_help_panel=_RUNNING,
         ),
     ] = "fp32",

@@ -129,6 +129,11 @@ TRT = ("{forward}", "--eta", "0.1", "--trt", "--flavor", "rtx")
         ),
         (["{forward}", "--eta", "0.1", "--target", "cpu", "--saliency-precision", "bf16"], "not fp32-bf16"),
         (["{forward}", "--eta", "0.1", "--ranges", "entropy", "--precision", "fp16"], "and fp16 has none"),
+        (["{forward}", "--eta", "0.1", "--precision", "int8"], "the ranges of int8 are those of real images"),
+        (
+            ["{forward}", "--eta", "0.1", "--flavor", "rtx", "--batch", "1:2:4"],
+            "--flavor, --batch: only with",
+        ),
         (["{forward}", "--eta", "0.1", "--tf32", "--gpu-target", "sm_89"], "--gpu-target, --tf32: only with"),
         (
             ["{forward}", "--eta", "0.1", "--optimization-level", "0", "--verbose"],
@@ -263,11 +268,28 @@ def test_another_precision_leaves_those_there_and_the_same_replaces_its_engines(
     manifest = Bundle.open(folder).manifest
     assert [g.precision for g in manifest.graphs] == ["fp32", "fp16", "fp32-fp16"]
     assert [e.precision for e in manifest.engines] == ["fp16"]
-    run(str(folder), "--precision", "fp16")
+    run(str(folder), "--precision", "fp16", "--dgrad", "conv")
     manifest = Bundle.open(folder).manifest
     assert [g.precision for g in manifest.graphs] == ["fp32", "fp16", "fp32-fp16"]
     assert manifest.engines == ()
     assert not (folder / "engines").exists()
+
+
+def test_the_same_export_again_changes_nothing_and_keeps_its_engines(in_fp16: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "b"
+    shutil.copytree(in_fp16, folder)
+    before = (folder / "manifest.json").read_bytes()
+    run(str(folder), "--precision", "fp16")
+    assert (folder / "manifest.json").read_bytes() == before
+    Bundle.open(folder).file("engines/model.fp16.rtx.plan")
+
+
+def test_a_defended_graph_is_a_classifier_too(forward: Path, tmp_path: Path) -> None:
+    once, twice = tmp_path / "once.onnx", tmp_path / "twice.onnx"
+    run(str(forward), "--eta", "0.05", "--out", str(once))
+    with pytest.raises(UserError, match=r"3 outputs .*--logits"):
+        run(str(once), "--eta", "0.05", "--out", str(twice))
+    assert "slope error" in run(str(once), "--eta", "0.05", "--logits", "logits", "--out", str(twice))
 
 
 def test_a_bundle_runs_in_the_precision_asked_for_and_names_those_it_has(in_fp16: Path) -> None:

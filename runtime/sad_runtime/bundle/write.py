@@ -56,6 +56,11 @@ class Draft:
         path.unlink(missing_ok=True)
         return path
 
+    def has(self, name: str, digest: str) -> bool:
+        """Whether a file was written already and has this SHA-256."""
+        path = self.root / name
+        return path.is_file() and sha256(path) == digest
+
     def keep(self, bundle: Bundle, *names: str) -> None:
         """Take files over from an existing bundle, verified; a hard link where possible, else a copy.
 
