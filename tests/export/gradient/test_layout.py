@@ -66,7 +66,8 @@ def test_masks_in_the_blocked_layout_are_the_same(activation: list[str]) -> None
     check(nodes, (2, 16, 6, 6), constants, target="cpu")
     x, dy = RNG.normal(size=(2, 16, 6, 6)), RNG.normal(size=(2, 16, 6, 6))
     plain, blocked = (gradient(nodes, x, dy, constants, target=target) for target in ("portable", "cpu"))
-    np.testing.assert_allclose(blocked, plain, rtol=1e-4, atol=1e-6)
+    # Sums of 144 products in another order: beside the largest of them, where they nearly cancel.
+    np.testing.assert_allclose(blocked, plain, rtol=1e-4, atol=3e-6 * np.abs(plain).max())
 
 
 def test_a_blocked_mask_is_zero_at_the_kink_and_one_right_above() -> None:
