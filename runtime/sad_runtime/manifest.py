@@ -24,6 +24,9 @@ MANIFEST_NAME = "manifest.json"
 SCHEMA_VERSION = 1
 """Version of the JSON written by this release. A loader refuses anything newer."""
 
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+"""What a graph computes in; two of them, as ``fp32-fp16``, for its second pass and its saliency."""
+
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import BundleError
-from ..manifest import MANIFEST_NAME, Engine, Graph, Manifest
+from ..manifest import MANIFEST_NAME, PRECISIONS, Engine, Graph, Manifest
 
 _CHUNK_BYTES = 1 << 20
 
@@ -119,7 +119,7 @@ class Bundle:
             has = ", ".join(sorted({graph.precision for graph in self.manifest.graphs}))
             raise BundleError(
                 f"{self.root} has no {precision} graph, only {has}",
-                hint=f"sad-deploy export {self.root}{_options(precision)}",
+                hint=_how_to_export(self.root, precision),
             )
         raise BundleError(f"{self.root} has no exported graph yet", hint=f"sad-deploy export {self.root}")
 
@@ -134,8 +134,16 @@ class Bundle:
                 return engine
         raise BundleError(
             f"{self.root} has no {flavor} engine of precision {precision}",
-            hint=f"sad-deploy export {self.root} --trt --flavor {flavor}{_options(precision)}",
+            hint=_how_to_export(self.root, precision, f" --trt --flavor {flavor}"),
         )
+
+
+def _how_to_export(root: Path, precision: str, options: str = "") -> str:
+    """The command for a precision, or what a precision is."""
+    first, _, saliency = precision.partition("-")
+    if first == saliency or not {first, saliency or first} <= set(PRECISIONS):
+        return f"a precision is one of {', '.join(PRECISIONS)}, or two of them, as in fp32-fp16"
+    return f"sad-deploy export {root}{options}{_options(precision)}"
 
 
 def _options(precision: str) -> str:

@@ -135,3 +135,10 @@ def test_missing_engine_says_how_to_build_it(bundle_folder: Path) -> None:
         Bundle.open(bundle_folder).engine("rtx")
     assert "sad-deploy export" in str(caught.value.hint)
     assert "--trt --flavor rtx" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("word", ["fp8", "", "fp32-fp8", "fp32-fp32"])
+def test_what_is_no_precision_is_told_what_one_is(bundle_folder: Path, word: str) -> None:
+    with pytest.raises(BundleError) as caught:
+        Bundle.open(bundle_folder).graph(word)
+    assert str(caught.value.hint).startswith("a precision is one of fp32, fp16, bf16, int8")
