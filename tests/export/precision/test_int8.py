@@ -232,6 +232,33 @@ def test_a_relu6_masks_what_it_saturates() -> None:
     assert cosines(got, want).min() > 0.999
 
 
+def test_a_relu6_beside_larger_values_saturates_where_it_should() -> None:
+    """A Concat gives both one grid, which goes on beyond 6."""
+
+    class Beside(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.small, self.large = nn.Conv2d(3, 16, 1), nn.Conv2d(3, 16, 1)
+            self.bn = nn.BatchNorm2d(16)
+            self.head = nn.Linear(32 * 16 * 16, 5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            bounded = nn.functional.relu6(self.bn(self.small(x)))
+            return self.head(torch.cat([bounded, torch.relu(self.large(x))], 1).flatten(1))  # type: ignore[no-any-return]
+
+    torch.manual_seed(0)
+    model = Beside()
+    with torch.no_grad():
+        model.small.weight.mul_(0.3)
+        model.small.bias.copy_(torch.tensor([-3.0, 3.0, 9.0, 3.0] * 4))  # type: ignore[union-attr]
+        model.large.bias.fill_(20.0)  # type: ignore[union-attr]
+    forward = forward_onnx(model.eval())
+    graph = lower_to_integers(two_pass(forward, eta=0.0, target="int8"), Variant.of("int8"), IMAGES)
+    got, want = run(graph, IMAGES), run(two_pass(forward, eta=0.0), IMAGES)
+    assert cosines(got["saliency"], want["saliency"]).min() > 0.999
+    assert cosines(got["plain_logits"], want["plain_logits"]).min() > 0.999
+
+
 def test_a_graph_that_is_no_two_pass_graph_is_refused(forward: onnx.ModelProto) -> None:
     with pytest.raises(GraphError, match="not a two-pass graph"):
         lower_to_integers(forward, Variant.of("int8"), IMAGES)

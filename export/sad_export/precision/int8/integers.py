@@ -22,6 +22,7 @@ import onnx_ir as ir
 from ...gradient.emitter import constant_array
 from ...gradient.rules import attribute
 from ...verify import Array
+from .grid import Grid
 from .plan import MOVING, WEIGHTED, IntegerPlan, mask_of
 from .writer import CodesWriter
 
@@ -31,6 +32,11 @@ _LAST_AXIS = {0: 0, 1: 3, 2: 1, 3: 2}
 _LEAST_OUTPUTS = 16
 """Below this many output channels an integer convolution leaves part of a vector empty and takes half as long
 again as with it filled by zeros (64 → 12 channels, 4×4, 112²: 6.2 ms against 4.4)."""
+
+_LARGEST_CODE = 255
+
+_ON_A_CODE = 1e-3
+"""A scale is a float32 number, so that the end of a range is on its last code but for this."""
 
 _COMPARISONS = {"Greater": "Greater", "GreaterOrEqual": "Greater", "Less": "Less", "LessOrEqual": "Less"}
 
@@ -116,6 +122,8 @@ def _write_computed(w: CodesWriter, plan: IntegerPlan, node: ir.Node) -> None:
         if node.op_type in WEIGHTED:
             operands += _weights(w, plan, node, axis=0 if attribute(node, "transB", 0) else 1)
         w.keep_plain(value, w.quantize(w.emit(node.op_type, operands, like=output, copied=copied), value))
+    if value in plan.bounds:
+        _saturate(w, value, plan.bounds[value])
 
 
 def _write_conv(
@@ -131,6 +139,15 @@ def _write_conv(
     w.keep_plain(value, w.quantize(real, value))
     if filling:
         w.keep(value, _sliced(w, w.codes(value), value, 3, 0, channels))
+
+
+def _saturate(w: CodesWriter, value: ir.Value, bound: float) -> None:
+    """Codes up to that of a Clip's bound, where the grid goes on: a Concat shares it with larger values."""
+    grid = w.grids[value]
+    code = _code_at(grid, bound, up=True)
+    if code < _LARGEST_CODE:
+        operands = [w.codes(value), w.code(grid, code)]
+        w.keep(value, w.emit("Min", operands, like=value, shape=w.last(value), dtype=grid.dtype))
 
 
 def _weights(
@@ -339,14 +356,12 @@ def _compare_with_constant(w: CodesWriter, node: ir.Node) -> None:
     if value is None or number is None or number.size != 1 or not w.has_codes(value):
         return
     grid = w.grids[value]
-    exact = grid.zero + float(number.reshape(-1)[0]) / grid.scale
-    nearest = round(exact)
-    on_a_code = abs(exact - nearest) < 1e-3  # a bound that is also the end of the range, as of a ReLU6
+    level = float(number.reshape(-1)[0])
     greater = _COMPARISONS[node.op_type] == "Greater"
-    code = nearest if on_a_code else math.floor(exact) if greater else math.ceil(exact)
-    if on_a_code and node.op_type.endswith("OrEqual"):
+    code = _code_at(grid, level, up=not greater)
+    if node.op_type.endswith("OrEqual") and code == _code_at(grid, level, up=greater):
         code += -1 if greater else 1
-    if not 0 <= code <= 255:
+    if not 0 <= code <= _LARGEST_CODE:
         return
     output = node.outputs[0]
     w.keep_condition(
@@ -381,6 +396,15 @@ def _combine(w: CodesWriter, node: ir.Node) -> None:
     w.keep_condition(
         output, w.emit(node.op_type, operands, like=output, shape=w.last(output), dtype=ir.DataType.BOOL)
     )
+
+
+def _code_at(grid: Grid, number: float, *, up: bool) -> int:
+    """The code of a number, or the next one above or below it; not saturated."""
+    exact = grid.zero + number / grid.scale
+    nearest = round(exact)
+    if abs(exact - nearest) < _ON_A_CODE:
+        return nearest
+    return math.ceil(exact) if up else math.floor(exact)
 
 
 _CONDITIONS: dict[str, Callable[[CodesWriter, ir.Node], None]] = {

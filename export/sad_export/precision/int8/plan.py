@@ -57,6 +57,7 @@ class IntegerPlan:
         nodes: The nodes of the parts that are to be in integers; others are left as they are.
         computed: Those of them that are computed in integers.
         fused: Output of a computed node → output of the ReLU or Clip that is its saturation.
+        bounds: Upper bounds of the Clips among these, by their output.
         grids: The grid of every value that may be held as codes.
         constants: The numbers of floats that do not depend on the image.
     """
@@ -64,6 +65,7 @@ class IntegerPlan:
     nodes: frozenset[ir.Node]
     computed: frozenset[ir.Node]
     fused: Mapping[ir.Value, ir.Value]
+    bounds: Mapping[ir.Value, float]
     grids: Mapping[ir.Value, Grid]
     constants: Mapping[ir.Value, Array]
 
@@ -101,8 +103,9 @@ def plan_integers(
         low, high = min(ranges[value][0] for value in group), max(ranges[value][1] for value in group)
         # A range ends at the edge of a bin. What saturates at a bound must do so at its very number: the
         # gradient there is 0.
-        for bound in (held.bounds[value] for value in group if value in held.bounds):
-            high = bound if high > _NEARLY * bound else high
+        for value in held.bounds.keys() & set(group):
+            if ranges[value][1] > _NEARLY * held.bounds[value]:
+                high = max(high, held.bounds[value])
         signed = low < 0 and any(value in gradients for value in group)
         grids[root] = Grid.around_zero(low, high) if signed else Grid.between(low, high)
     folded = [
@@ -115,6 +118,7 @@ def plan_integers(
         nodes=frozenset(nodes),
         computed=frozenset(held.computed),
         fused=held.fused,
+        bounds=held.bounds,
         grids={value: grids[held.root(value)] for value in held.values},
         constants=evaluated(model, folded, images[:1]),
     )
