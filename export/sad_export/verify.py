@@ -165,11 +165,11 @@ def run_graph(graph: Path, images: Array) -> dict[str, Array]:
     return _run(cpu_session(graph), images, max(BATCH_SIZES))
 
 
-def cpu_session(graph: Path, *, fuses_integers: bool = True) -> onnxruntime.InferenceSession:
-    """An onnxruntime session for one ONNX file, on the CPU.
+def cpu_session(graph: Path | bytes, *, fuses_integers: bool = True) -> onnxruntime.InferenceSession:
+    """An onnxruntime session on the CPU.
 
     Args:
-        graph: The file.
+        graph: An ONNX file, or its contents.
         fuses_integers: Whether layers between QuantizeLinear and DequantizeLinear run in integers, as in use,
             or in float32: with signed activations, as TensorRT wants them, integers take six times as long.
     """
@@ -177,7 +177,8 @@ def cpu_session(graph: Path, *, fuses_integers: bool = True) -> onnxruntime.Infe
     options.log_severity_level = 3
     if not fuses_integers:
         options.add_session_config_entry("session.disable_quant_qdq", "1")
-    return onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+    source = graph if isinstance(graph, bytes) else str(graph)
+    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
 
 def _run(session: onnxruntime.InferenceSession, images: Array, batch_size: int) -> dict[str, Array]:

@@ -17,11 +17,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime
 
 from ..initializers import initializer
 from ..model import GraphError
-from ..verify import Array
+from ..verify import Array, cpu_session
 from .parts import UNSCALE, Part, parts_of
 
 _HIGHEST = 2.0**8
@@ -126,10 +125,7 @@ def _largest(model: ir.Model, values: Sequence[ir.Value], images: Array) -> dict
         graph.append(ir.Node("", "Abs", [value], outputs=[size]))
         graph.append(ir.Node("", "ReduceMax", [size], [ir.AttrInt64("keepdims", 0)], outputs=[most]))
         graph.outputs.append(most)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    proto = ir.to_proto(model).SerializeToString()
-    session = onnxruntime.InferenceSession(proto, options, providers=["CPUExecutionProvider"])
+    session = cpu_session(ir.to_proto(model).SerializeToString())
     found = session.run(None, {"image": images[:_IMAGES]})
     return {value: float(most) for value, most in zip(unique, found, strict=True)}
 

@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime
 
-from ...verify import Array
+from ...verify import Array, cpu_session
 
 Range = tuple[float, float]
 
@@ -81,11 +80,7 @@ def _runs(
         proto: Any = ir.to_proto(model)
     finally:
         model.graph.outputs[:] = outputs
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(
-        proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    session = cpu_session(proto.SerializeToString())
     names = [output.name for output in session.get_outputs()]
     for start in range(0, len(images), at_once):
         yield dict(zip(names, session.run(None, {"image": images[start : start + at_once]}), strict=True))
