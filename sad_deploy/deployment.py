@@ -136,10 +136,7 @@ def export_bundle(
         info = None
         if engine is None:
             # The same graph again: its engines are still its engines.
-            unchanged = {
-                name for name, digest in manifest.files.items() if name in stale and draft.has(name, digest)
-            }
-            kept = [each for each in old_engines if each.graph in unchanged]
+            kept = [each for each in old_engines if draft.has(each.graph, manifest.files[each.graph])]
             draft.keep(bundle, *(file for each in kept for file in (each.file, each.sidecar)))
             engines += kept
         if engine is not None and flavor is not None:

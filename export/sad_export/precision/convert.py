@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import onnx
 import onnx.version_converter
@@ -67,14 +68,14 @@ def lower(
     refuse_half_precision(model)
     if variant.uses_bf16:
         model = _in_opset(model, _BF16_OPSET)
-    typed, rounding = ir.from_proto(model), ir.from_proto(model)
-    for graph in (typed.graph, rounding.graph):
-        scale_gradient(graph, gradient_scales or {})
+    scaled = ir.from_proto(model)
+    scale_gradient(scaled.graph, gradient_scales or {})
     if variant.uses_int8:
         if images is None:
             raise GraphError("int8 needs images for its ranges")
-        for model_ in (typed, rounding):
-            simulate_integers(model_, variant.int8_passes, images, method=variant.ranges)
+        simulate_integers(scaled, variant.int8_passes, images, method=variant.ranges)
+    both: Any = ir.to_proto(scaled)
+    typed, rounding = ir.from_proto(both), ir.from_proto(both)
     plan = plan_precision(typed.graph, variant)
     LowerPrecisionPass(plan)(typed)
     LowerPrecisionPass(plan_precision(rounding.graph, variant), rounding=True)(rounding)

@@ -104,8 +104,8 @@ def test_a_percentile_leaves_outliers_out_and_nothing_is_printed(
     images = np.random.default_rng(0).random((8, 1, 64, 64), dtype=np.float32)
     images[0, 0, 0, 0] = 50.0
     (value,) = model.graph.outputs
-    low, high = measured_ranges(model, [value], images, percentile=99.9)[value]
-    whole, _ = measured_ranges(model, [value], images, percentile=100.0)[value]
+    low, high = measured_ranges(model, {value: 99.9}, images)[value]
+    whole, _ = measured_ranges(model, {value: 100.0}, images)[value]
     assert low == pytest.approx(-1, abs=0.1)
     assert high == pytest.approx(0, abs=0.1)
     assert whole == pytest.approx(-50, abs=0.1)

@@ -22,7 +22,7 @@ from ...gradient.emitter import constant_array
 from ...verify import Array
 from ..parts import Part, parts_of
 from .grid import Grid
-from .ranges import GRADIENTS, evaluated, measured_ranges
+from .ranges import ACTIVATIONS, GRADIENTS, evaluated, measured_ranges
 
 _NEARLY = 0.99
 
@@ -92,12 +92,9 @@ def plan_integers(
         return of_part[producer] if producer is not None else None
 
     measured = [value for group in sources.values() for value in group]
-    gradients = dict.fromkeys(value for value in measured if part_of(value) is Part.BACKWARD)
-    activations = [value for value in measured if value not in gradients]
-    ranges = {
-        **measured_ranges(model, activations, images, method=method),
-        **measured_ranges(model, list(gradients), images, method=method, percentile=GRADIENTS),
-    }
+    gradients = {value for value in measured if part_of(value) is Part.BACKWARD}
+    percentiles = {value: GRADIENTS if value in gradients else ACTIVATIONS for value in measured}
+    ranges = measured_ranges(model, percentiles, images, method=method)
     grids = {}
     for root, group in sources.items():
         low, high = min(ranges[value][0] for value in group), max(ranges[value][1] for value in group)

@@ -26,41 +26,50 @@ _ENTROPY_BINS = 128
 
 def measured_ranges(
     model: ir.Model,
-    values: Sequence[ir.Value],
+    percentiles: Mapping[ir.Value, float],
     images: Array,
     *,
     method: str = "percentile",
-    percentile: float = ACTIVATIONS,
 ) -> Mapping[ir.Value, Range]:
     """Lowest and highest number that each value should represent.
 
     Args:
         model: A float32 graph with the input ``image``; not modified.
-        values: Which of its values; floats.
+        percentiles: Which of its values, floats, and how much of the elements of each its range holds, in
+            percent.
         images: (N, C, H, W) float32 in [0, 1], real ones.
         method: ``percentile``, or ``entropy`` (the histogram of the codes diverges least).
-        percentile: How much of the elements a range holds, in percent.
 
     Returns:
         The ranges.
     """
     from onnxruntime.quantization.calibrate import HistogramCollector
 
-    if not values:
+    if not percentiles:
         return {}
-    collector = HistogramCollector(
-        method=method,
-        symmetric=False,
-        num_bins=_BINS,
-        num_quantized_bins=_ENTROPY_BINS,
-        percentile=percentile,
-        scenario="same",
-    )
+    collectors = {
+        percentile: HistogramCollector(
+            method=method,
+            symmetric=False,
+            num_bins=_BINS,
+            num_quantized_bins=_ENTROPY_BINS,
+            percentile=percentile,
+            scenario="same",
+        )
+        for percentile in set(percentiles.values())
+    }
+    of_name = {str(value.name): percentile for value, percentile in percentiles.items()}
+    results: dict[str, Any] = {}
     with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress, and stdout is for results
-        for found in _runs(model, values, images):
-            collector.collect({name: _thinned(array) for name, array in found.items()})
-        results = collector.compute_collection_result()
-    return {value: (float(results[value.name][0]), float(results[value.name][1])) for value in values}
+        for found in _runs(model, list(percentiles), images):
+            for name, array in found.items():
+                collectors[of_name[name]].collect({name: _thinned(array)})
+        for collector in collectors.values():
+            results |= collector.compute_collection_result()
+    return {
+        value: (float(results[str(value.name)][0]), float(results[str(value.name)][1]))
+        for value in percentiles
+    }
 
 
 def evaluated(model: ir.Model, values: Sequence[ir.Value], image: Array) -> Mapping[ir.Value, Array]:

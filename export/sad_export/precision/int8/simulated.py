@@ -20,7 +20,7 @@ from ...verify import Array
 from ..parts import Part, parts_of
 from .grid import Grid, weight_codes
 from .plan import WEIGHTED, constants_of, is_plain_linear
-from .ranges import measured_ranges
+from .ranges import ACTIVATIONS, measured_ranges
 
 _AXIS_OF_OUTPUTS = {"Conv": 0, "MatMul": 1}
 
@@ -44,10 +44,8 @@ def simulate_integers(
         for node in graph
         if of_part[node] in parts and node.op_type in WEIGHTED and is_plain_linear(node, constant)
     ]
-    activations = list(dict.fromkeys(node.inputs[0] for node in layers))
-    ranges = measured_ranges(
-        model, [value for value in activations if value is not None], images, method=method
-    )
+    activations = [value for node in layers if (value := node.inputs[0]) is not None]
+    ranges = measured_ranges(model, dict.fromkeys(activations, ACTIVATIONS), images, method=method)
     rounded = {value: _rounded(graph, value, Grid.symmetric(*ranges[value])) for value in ranges}
     readers = parts | ({Part.BACKWARD} if Part.FIRST in parts else frozenset())
     for node in layers:
