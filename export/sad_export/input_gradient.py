@@ -10,6 +10,7 @@ import onnx_ir as ir
 from .gradient import Dgrad, Emitter, Target, covered, reverse, seed_at_maximum, without_rule
 from .gradient.reverse import dependents
 from .model import ForwardGraph, GraphError, finish, frees_its_graph, load_classifier
+from .targets import complete, prepare
 
 _NAMED_AT_MOST = 8
 
@@ -56,7 +57,9 @@ def input_gradient(
         GraphError: Not a classifier, or some nodes have no gradient rule (all are named).
     """
     graph = load_classifier(model, logits=logits)
+    prepare(graph.model, Target(target))
     gradient = append_saliency(graph, graph.image, dgrad=Dgrad(dgrad), target=Target(target))
+    complete(graph.model, Target(target))
     rename(graph, {graph.logits: "logits", gradient: "gradient"})
     graph.model.graph.outputs[:] = [graph.logits, gradient]
     return finish(graph.model, what="input gradient")

@@ -25,7 +25,7 @@ from .gradient.emitter import shape_of, static
 from .input_gradient import adopt, append_saliency, rename
 from .input_space import prepend_input_space
 from .model import GraphError, finish, frees_its_graph, load_classifier
-from .passes import StridedStemPass
+from .targets import complete, prepare
 
 Bound = float | Sequence[float]
 """A bound of x + ηS: one number, or one a channel."""
@@ -76,8 +76,7 @@ def two_pass(
     at = graph.image
     if mean is not None and std is not None:
         at = prepend_input_space(graph, mean, std)
-    if target == Target.INT8:
-        StridedStemPass()(graph.model)
+    prepare(graph.model, Target(target))
     plain = graph.logits
     forward = graph.nodes
     saliency = append_saliency(graph, at, dgrad=Dgrad(dgrad), target=Target(target))
@@ -90,6 +89,7 @@ def two_pass(
     adopt(graph.model.graph, b)
 
     second = _second_pass(graph.model.graph, forward, at, mixed)[plain]
+    complete(graph.model, Target(target))
     rename(graph, {graph.image: "image", second: "logits", saliency: "saliency", plain: "plain_logits"})
     graph.model.graph.outputs[:] = [second, saliency, plain]
     metadata = graph_metadata(

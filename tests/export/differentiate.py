@@ -20,6 +20,7 @@ from onnx.reference import ReferenceEvaluator
 from sad_export.gradient import Dgrad, Emitter, Target, reverse, without_rule
 from sad_export.input_gradient import adopt
 from sad_export.model import _normalise
+from sad_export.targets import complete, prepare
 
 Array = np.ndarray[Any, Any]
 OPSET = 20
@@ -63,6 +64,7 @@ def gradient_model(
     """x, dy → y, dx."""
     model = ir.from_proto(forward)
     _normalise(model)
+    prepare(model, Target(target))
     graph = model.graph
     x, y = graph.inputs[0], graph.outputs[0]
     assert without_rule(list(graph), x, y, opset=graph.opset_imports[""]) == []
@@ -72,6 +74,7 @@ def gradient_model(
     dx = reverse(b, list(graph), {y: dy}, x)
     adopt(graph, b)
     graph.outputs.append(dx)
+    complete(model, Target(target))
     proto = ir.to_proto(model)
     onnx.checker.check_model(proto, full_check=True)
     return proto

@@ -43,7 +43,7 @@ def conv(b: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
     elif b.dgrad is Dgrad.AUTO_FP16 and group == 1 and _is_packed(node, axes):
         dx = _by_longer_conv(b, weight, dy, axes)
     elif _lowering(b, node, axes, depthwise=depthwise, strided=strided) is Dgrad.CONVTRANSPOSE:
-        dx = _by_convtranspose(b, node, weight, dy, axes, group)
+        dx = _by_convtranspose(b, weight, dy, axes, group)
     elif strided:
         dx = _by_phases(b, weight, dy, axes, group)
     else:
@@ -109,24 +109,41 @@ def _by_longer_conv(b: Emitter, weight: ir.Value, dy: ir.Value, axes: Sequence[A
 
 
 def _by_convtranspose(
-    b: Emitter, node: ir.Node, weight: ir.Value, dy: ir.Value, axes: Sequence[Axis], group: int
+    b: Emitter, weight: ir.Value, dy: ir.Value, axes: Sequence[Axis], group: int
 ) -> ir.Value:
-    # The padding after the input is what makes the output as long as x. Where the stride skipped more
-    # positions than there was padding, output_padding adds them.
+    parts = b.interleaved.get(dy) if b.target is Target.CPU else None
+    if parts is None or any(length < stride * count for length, stride, count in parts.grid):
+        return _convtranspose(b, weight, dy, axes, group)
+    # Element q of phase ρ is dy[q·s' + ρ] and lands ρ·s further than that of phase 0: no need to interleave.
+    terms = []
+    for phase, value in sorted(parts.phases.items()):
+        apart = [
+            dataclasses.replace(axis, out=count, stride=axis.stride * s, begin=axis.begin - rho * axis.stride)
+            for axis, rho, (_, s, count) in zip(axes, phase, parts.grid, strict=True)
+        ]
+        terms.append(_convtranspose(b, weight, value, apart, group))
+    return b.add(terms)
+
+
+def _convtranspose(b: Emitter, weight: ir.Value, dy: ir.Value, axes: Sequence[Axis], group: int) -> ir.Value:
+    # A negative padding before the input shifts the result. The padding after it is what makes the output as
+    # long as x; where the stride skipped more positions than there was padding, output_padding adds them.
+    shifts = [max(0, -axis.begin) for axis in axes]
     ends = [-axis.remainder for axis in axes]
-    source = operand(node, 0)
-    return b.op(
+    n, channels = shape_of(dy)[0], static(shape_of(weight)[1]) * group
+    dx = b.op(
         "ConvTranspose",
         dy,
         weight,
-        shape=shape_of(source),
+        shape=(n, channels, *(axis.size - shift for axis, shift in zip(axes, shifts, strict=True))),
         kernel_shape=[axis.kernel for axis in axes],
         strides=[axis.stride for axis in axes],
         dilations=[axis.dilation for axis in axes],
-        pads=[*(axis.begin for axis in axes), *(max(0, end) for end in ends)],
+        pads=[*(max(0, axis.begin) for axis in axes), *(max(0, end) for end in ends)],
         output_padding=[max(0, -end) for end in ends],
         group=group,
     )
+    return b.pad(dx, range(2, 2 + len(axes)), shifts, [0] * len(axes))
 
 
 def _by_zero_insertion(

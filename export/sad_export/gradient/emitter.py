@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from .layout import BlockedLayout, could_be_blocked
+from .layout import NEAREST, BlockedLayout, could_be_blocked, is_concatenated
 
 Dim = int | str
 """A dimension: a number, or the name of a symbolic one (the batch)."""
@@ -62,15 +62,16 @@ class Target(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True)
 class Interleaved:
-    """What a value was interleaved from, so that sums of such values can be taken before (:mod:`.windows`).
+    """What a value was interleaved from, for rules that do better with the phases (:mod:`.windows`).
 
     Attributes:
-        grid: Only values of the same grid can be summed so.
+        grid: Length, stride and elements of a phase, along each axis. Where length < stride · elements, the
+            end was cropped.
         phases: By their place.
         interleave: Puts phases in their places.
     """
 
-    grid: Hashable
+    grid: tuple[tuple[int, int, int], ...]
     phases: Mapping[tuple[int, ...], ir.Value]
     interleave: Callable[[Mapping[tuple[int, ...], ir.Value]], ir.Value]
 
@@ -187,10 +188,11 @@ class Emitter:
 
     # What many rules need
 
-    def add(self, terms: Sequence[ir.Value]) -> ir.Value:
-        """The sum of gradients that reach one value: fan-out in the forward graph."""
+    def add(self, terms: Sequence[ir.Value], *, of: ir.Value | None = None) -> ir.Value:
+        """The sum of gradients that reach one value, ``of``: fan-out in the forward graph."""
         terms = self._summed_by_phases(terms)
-        if any(self.is_blocked(term) for term in terms):
+        blocked = [self.is_blocked(term) for term in terms]
+        if any(blocked) and (all(blocked) or not is_concatenated(of)):
             terms = [self.blocked(term) for term in terms]
         total = terms[0]
         for term in terms[1:]:
@@ -315,9 +317,7 @@ class Emitter:
             None,
             self.constant(np.array(times, dtype=np.float32)),
             shape=shape,
-            mode="nearest",
-            coordinate_transformation_mode="asymmetric",
-            nearest_mode="floor",
+            **NEAREST,
         )
 
     def reshape(self, value: ir.Value, shape: Sequence[Dim]) -> ir.Value:

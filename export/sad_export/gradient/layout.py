@@ -14,6 +14,8 @@ convolution reorders it in again. So for this target:
 
 from __future__ import annotations
 
+from typing import Any
+
 import onnx_ir as ir
 
 BLOCK = 16
@@ -23,9 +25,17 @@ BLOCK = 16
 _ENTERING = frozenset(("Conv", "MaxPool", "AveragePool"))
 _KEEPING = frozenset(
     ("Add", "Sum", "Mul", "Relu", "LeakyRelu", "Sigmoid", "Tanh", "Clip", "BatchNormalization")
-) | {"GlobalAveragePool", "Resize"}
+) | {"Concat", "GlobalAveragePool", "Resize"}
 BLOCKED_OPERATORS = _ENTERING | _KEEPING
 """onnxruntime's NchwcTransformer, as of 1.31."""
+
+
+NEAREST: dict[str, Any] = {
+    "mode": "nearest",
+    "coordinate_transformation_mode": "asymmetric",
+    "nearest_mode": "floor",
+}
+"""Attributes of a Resize that repeats elements."""
 
 
 class BlockedLayout:
@@ -72,6 +82,9 @@ class BlockedLayout:
             return inputs[:1]
         if node.op_type == "Resize":
             return inputs[:1] if node.attributes.get_string("mode", "nearest") == "nearest" else None
+        if node.op_type == "Concat":
+            rank = len(value.shape) if value.shape is not None else 0
+            return inputs if node.attributes.get_int("axis", 0) % rank == 1 else None
         # Broadcasting leaves the layout.
         return inputs if all(v.shape == value.shape for v in inputs) else None
 
@@ -96,3 +109,9 @@ def could_be_blocked(value: ir.Value) -> bool:
         return False
     channels = shape[1]
     return isinstance(channels, int) and channels % BLOCK == 0
+
+
+def is_concatenated(value: ir.Value | None) -> bool:
+    """Whether a Concat made ``value``, so that its gradient will be sliced, which leaves the layout."""
+    producer = value.producer() if value is not None else None
+    return producer is not None and producer.op_type == "Concat"

@@ -130,7 +130,9 @@ def reverse(
             continue
         if is_constant(node) or not any(b.wants(value) for value in node.inputs):
             continue
-        gradients = [b.add(terms) if (terms := contributions.pop(y, None)) else None for y in node.outputs]
+        gradients = [
+            b.add(terms, of=y) if (terms := contributions.pop(y, None)) else None for y in node.outputs
+        ]
         registered = rule_of(node)
         assert registered is not None, f"{node.name} passed the check without a rule"
         results = registered.rule(b, node, *gradients)

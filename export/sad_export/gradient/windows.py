@@ -112,12 +112,36 @@ def gather(b: Emitter, x: ir.Value, axes: Sequence[Axis], fill: float) -> dict[T
         if not all(_overlap(axis.out, t, n) for axis, t, n in zip(axes, shifts, lengths, strict=True)):
             continue
         if phase not in phases:
-            ends = [axis.size for axis in axes]
-            phases[phase] = b.slice(x, spatial, phase, ends, [axis.stride for axis in axes])
+            phases[phase] = _every_stride(b, x, axes, phase)
         # Window o reads element o + t of the phase.
         after = [axis.out + t - n for axis, t, n in zip(axes, shifts, lengths, strict=True)]
         read[tap] = b.pad(phases[phase], spatial, [-t for t in shifts], after, fill)
     return read
+
+
+def _every_stride(b: Emitter, x: ir.Value, axes: Sequence[Axis], phase: Tap) -> ir.Value:
+    """Phase ρ of x: x[…, ρ::stride, …].
+
+    In onnxruntime's blocked layout by a depthwise Conv whose kernel is 0 but for its last tap, in a fraction
+    of the time of a Slice along the last axis (benchmarks/lowerings.py). It makes NaN of what lies beside an
+    infinity.
+    """
+    strides = [axis.stride for axis in axes]
+    if not b.is_blocked(x) or set(strides) == {1}:
+        return b.slice(x, range(2, 2 + len(axes)), phase, [axis.size for axis in axes], strides)
+    n, c, *_ = shape_of(x)
+    channels = static(c)
+    kernel = np.zeros([rho + 1 for rho in phase])
+    kernel.flat[-1] = 1.0
+    return b.op(
+        "Conv",
+        x,
+        b.like(x, np.broadcast_to(kernel, (channels, 1, *kernel.shape))),
+        shape=(n, c, *(axis.phase_length(rho) for axis, rho in zip(axes, phase, strict=True))),
+        kernel_shape=list(kernel.shape),
+        strides=strides,
+        group=channels,
+    )
 
 
 def scatter(b: Emitter, contributions: Mapping[Tap, ir.Value], axes: Sequence[Axis]) -> ir.Value:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
+import onnx_ir.passes.common as common_passes
 import onnxruntime
 import pytest
 import torch
@@ -137,14 +139,70 @@ def test_squeeze_and_excitation_stays_blocked(tmp_path: Path) -> None:
     forward = forward_onnx(SqueezeExcitation().eval(), (3, 12, 12))
     portable, cpu = (two_pass(forward, eta=0.3, target=target) for target in ("portable", "cpu"))
     operators = optimised(cpu, tmp_path)
-    # The gradients of both means and the gate are repeated, the gate's gradient is summed: all in blocks.
-    assert operators[BLOCKED, "Upsample"] == 3
-    assert operators["", "Resize"] == 0
-    pool = (BLOCKED, "GlobalAveragePool")
-    assert operators[pool] == optimised(portable, tmp_path)[pool] + 1
+    # Both passes repeat the gate, the backward the gradients of both means (of the gate it reads the first
+    # pass's); each pass averages twice, and the gate's gradient is summed: all in blocks.
+    assert operators[BLOCKED, "Upsample"] == 4
+    assert operators[BLOCKED, "GlobalAveragePool"] == 5
+    assert operators["", "Resize"] == operators["", "ReduceMean"] == 0
+    assert reorders(cpu, tmp_path) < reorders(portable, tmp_path)
     image = RNG.normal(size=(3, 3, 12, 12)).astype(np.float32)
     for a, b in zip(run(cpu, image=image), run(portable, image=image), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("stem", ["7x7", "3x3", "1x1"])
+def test_a_stem_takes_the_gradient_of_its_pool_phase_by_phase(stem: str) -> None:
+    """Nothing is interleaved between them. With a short kernel, a phase begins beyond the first row."""
+    kernel = int(stem[0])
+    pads = [kernel // 2] * 4
+    nodes = [
+        node("Conv", ["x", "w"], ["a"], strides=[2, 2], pads=pads),
+        node("Relu", ["a"], ["r"]),
+        node("MaxPool", ["r"], ["y"], kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4),
+    ]
+    w = RNG.normal(size=(16, 3, kernel, kernel))
+    check(nodes, (2, 3, 16, 24), {"w": w}, target="cpu")
+    forward = forward_model(nodes, ["N", 3, 16, 24], {"w": w})
+    model = ir.from_proto(gradient_model(forward, target="cpu"))
+    common_passes.RemoveUnusedNodesPass()(model)
+    operators = Counter(n.op_type for n in model.graph)
+    assert operators["ConvTranspose"] == 4
+    assert operators["Concat"] == operators["Slice"] == 0
+
+
+def test_a_stem_interleaves_what_was_cropped() -> None:
+    """Of 15 positions the last phase has one less than the first."""
+    nodes = [
+        node("Conv", ["x", "w"], ["a"], strides=[2, 2], pads=[1] * 4),
+        node("Relu", ["a"], ["r"]),
+        node("MaxPool", ["r"], ["y"], kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4),
+    ]
+    check(nodes, (2, 3, 29, 30), {"w": RNG.normal(size=(16, 3, 3, 3))}, target="cpu")
+
+
+def test_a_concat_is_blocked_and_the_gradients_of_a_growing_one_are_added_outside(tmp_path: Path) -> None:
+    """As in a DenseNet: the gradient of each Concat is sliced, which leaves the layout."""
+    nodes = [
+        CONV,
+        node("Conv", ["a", "w"], ["b"], pads=[1] * 4),
+        node("Concat", ["a", "b"], ["ab"], axis=1),
+        node("Conv", ["ab", "v"], ["c"], pads=[1] * 4),
+        node("Concat", ["a", "b", "c"], ["abc"], axis=1),
+        node("Conv", ["abc", "u"], ["y"]),
+    ]
+    wide = {
+        **KERNEL,
+        "v": RNG.normal(size=(16, 32, 3, 3)) / 9,
+        "u": RNG.normal(size=(16, 48, 1, 1)) / 4,
+    }
+    check(nodes, (2, 16, 6, 6), wide, target="cpu")
+    model = gradient_model(forward_model(nodes, ["N", 16, 6, 6], wide), target="cpu")
+    # Only where a slice meets the gradient of what was not concatenated, `a`.
+    assert [n.op_type for n in model.graph.node].count("MaxPool") == 1
+    operators = optimised(model, tmp_path)
+    assert operators[BLOCKED, "Concat"] + operators["", "Concat"] == 2
+    # Into the layout: the image, dy, two slices that convolutions read, one that enters a sum.
+    assert operators[BLOCKED, "ReorderInput"] == 5
 
 
 def test_an_odd_number_of_channels_stays_in_the_plain_form() -> None:
@@ -154,8 +212,8 @@ def test_an_odd_number_of_channels_stays_in_the_plain_form() -> None:
 
 
 def test_a_grouped_convolution_without_whole_blocks_stays_in_the_plain_form() -> None:
-    conv = node("Conv", ["x", "w"], ["a"], pads=[1, 1, 1, 1], group=2)
-    forward = forward_model([conv, node("Relu", ["a"])], ["N", 16, 6, 6], {"w": KERNEL["w"][:, :8]})
+    conv = node("Conv", ["x", "w"], ["a"], pads=[1, 1, 1, 1], group=4)
+    forward = forward_model([conv, node("Relu", ["a"])], ["N", 48, 6, 6], {"w": np.ones((48, 12, 3, 3))})
     assert "Clip" not in {n.op_type for n in gradient_model(forward, target="cpu").graph.node}
 
 
