@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from .emitter import Emitter, Unsupported, shape_of, static
+from .emitter import Emitter, Target, Unsupported, shape_of, static
 from .rules import Gradients, attribute, operand, sole_reader, vjp
-from .windows import Axis, gather, scatter, taps, window_axes
+from .windows import Axis, gather, scatter, taps, unmoved, window_axes
 
 # Stands for "outside the input" in comparisons with a window's maximum. Finite, and within fp16.
 _LOWEST = -65504.0
@@ -26,8 +26,8 @@ _LOWEST = -65504.0
 def max_pool(b: Emitter, node: ir.Node, dy: ir.Value, *_: ir.Value | None) -> Gradients:
     """The first maximum in scan order takes the gradient, as in PyTorch.
 
-    Without the operator's Indices, which TensorRT refuses: each tap's input is compared with the maximum,
-    and a window that has found its maximum is closed for the taps after it.
+    With r the maxima along the rows, y are the maxima of r along the columns, and the first one in scan order
+    is the first of its row, in the first row that has one. So dy may go to r, and from there to x.
 
     Where x = max(z, 0), and nothing else reads x, the ReLU's mask is applied here, to dy: the chosen x[p]
     is y, so that 1[x[p] > 0] = 1[y > 0], and there are fewer y than x.
@@ -39,6 +39,45 @@ def max_pool(b: Emitter, node: ir.Node, dy: ir.Value, *_: ir.Value | None) -> Gr
     if producer is not None and producer.op_type == "Relu" and masks_its_rectifier(sole_reader(x)):
         dy = b.where_positive(y, dy)
     axes = window_axes(node, attribute(node, "kernel_shape", ()))
+    if not _goes_by_rows(b, axes):
+        return (_to_first_maximum(b, x, y, dy, axes),)
+    rows, columns = axes
+    r = _maxima_along_rows(b, x, columns)
+    dr = _to_first_maximum(b, r, y, dy, [rows, unmoved(columns.out)])
+    return (_to_first_maximum(b, x, r, dr, [unmoved(rows.size), columns]),)
+
+
+def _goes_by_rows(b: Emitter, axes: Sequence[Axis]) -> bool:
+    """Whether rows first means fewer taps to compare, counted in elements of y.
+
+    With a stride there are more rows of r than of y: a window of 3×3 at stride 2 gains nothing, at stride 1
+    it has 6 comparisons instead of 9. In integers the maxima cost more than the comparisons.
+    """
+    if len(axes) != 2 or b.target is Target.INT8:
+        return False
+    rows, columns = axes
+    return rows.kernel + columns.kernel * min(rows.stride, rows.kernel) < rows.kernel * columns.kernel
+
+
+def _maxima_along_rows(b: Emitter, x: ir.Value, columns: Axis) -> ir.Value:
+    """(N, C, H, W) → (N, C, H, out)."""
+    return b.op(
+        "MaxPool",
+        x,
+        shape=(*shape_of(x)[:3], columns.out),
+        kernel_shape=[1, columns.kernel],
+        strides=[1, columns.stride],
+        dilations=[1, columns.dilation],
+        pads=[0, columns.begin, 0, max(0, -columns.remainder)],
+    )
+
+
+def _to_first_maximum(b: Emitter, x: ir.Value, y: ir.Value, dy: ir.Value, axes: Sequence[Axis]) -> ir.Value:
+    """dy at the first element of each window that equals its maximum y, summed over the windows.
+
+    Without the operator's Indices, which TensorRT refuses: each tap's input is compared with the maximum,
+    and a window that has found its maximum is closed for the taps after it.
+    """
     read = gather(b, x, axes, fill=_LOWEST)
     contributions = {}
     open_windows = None
@@ -50,7 +89,7 @@ def max_pool(b: Emitter, node: ir.Node, dy: ir.Value, *_: ir.Value | None) -> Gr
         if i < len(read) - 1:
             # Xor closes: `first` holds only where the window was open.
             open_windows = b.op("Not", first) if open_windows is None else b.op("Xor", open_windows, first)
-    return (scatter(b, contributions, axes),)
+    return scatter(b, contributions, axes)
 
 
 def masks_its_rectifier(reader: ir.Node | None) -> bool:
@@ -69,7 +108,7 @@ def average_pool(b: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
         share = b.op("Mul", dy, b.like(dy, 1.0 / counts[None, None]))
     # The window is a product of intervals, so one axis after the other needs Σ k taps instead of Π k.
     for i, axis in enumerate(axes):
-        others = [Axis(n, n, 1, 1, 1, 0, 0) for n in map(static, shape_of(share)[2:])]
+        others = [unmoved(static(n)) for n in shape_of(share)[2:]]
         line = [*others[:i], axis, *others[i + 1 :]]
         share = scatter(b, dict.fromkeys(taps(line), share), line)
     return (share,)

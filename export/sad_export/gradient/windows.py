@@ -72,6 +72,11 @@ class Axis:
         return self.size - ((self.out - 1) * self.stride + (self.kernel - 1) * self.dilation + 1 - self.begin)
 
 
+def unmoved(length: int) -> Axis:
+    """Windows of one element each: nothing happens along this axis."""
+    return Axis(length, length, 1, 1, 1, 0, 0)
+
+
 def window_axes(node: ir.Node, kernel: Sequence[int]) -> list[Axis]:
     """The windows of a Conv or pool node, ``auto_pad`` resolved; (N, C, …) input and output."""
     source, output = operand(node, 0), node.outputs[0]

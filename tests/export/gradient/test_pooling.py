@@ -20,6 +20,11 @@ MAX_POOLS = {
     "dilation": (2, 2, 1, 2, False, (9, 8)),
     "unequal": ((3, 2), (2, 1), (1, 0), 1, False, (8, 5)),
     "one_pixel": (3, 2, 1, 1, False, (1, 1)),
+    "pyramid": (7, 1, 3, 1, False, (8, 9)),
+    "stride_one_dilated": (3, 1, 1, 2, False, (9, 8)),
+    "large_strided": (5, 2, 2, 1, False, (11, 12)),
+    "large_ceil_mode": (5, 3, 1, 1, True, (11, 9)),
+    "large_unequal": ((5, 3), (2, 1), (2, 1), 1, True, (9, 8)),
 }
 
 
@@ -73,6 +78,24 @@ def test_maxpool_in_one_dimension_with_negative_input() -> None:
     check(
         [node("MaxPool", kernel_shape=[3], strides=[2], pads=[1, 1])], (2, 3, 9), x=-1 - RNG.random((2, 3, 9))
     )
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "target", "comparisons"),
+    [
+        (3, 1, "portable", 6),
+        (3, 1, "cpu", 6),
+        (3, 1, "int8", 9),
+        (3, 2, "portable", 9),
+        (5, 2, "portable", 10),
+    ],
+)
+def test_maxpool_goes_by_rows_where_that_is_less(
+    kernel: int, stride: int, target: str, comparisons: int
+) -> None:
+    pool = node("MaxPool", kernel_shape=[kernel] * 2, strides=[stride] * 2, pads=[kernel // 2] * 4)
+    model = gradient_model(forward_model([pool], ["N", 2, 12, 12]), target=target)
+    assert [n.op_type for n in model.graph.node].count("Equal") == comparisons
 
 
 def test_maxpool_writes_no_indices() -> None:
