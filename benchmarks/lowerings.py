@@ -55,7 +55,7 @@ def compare(
     sessions = {name: session(nodes, inputs, constants) for name, nodes in forms.items()}
     results = [loaded.run(None, inputs)[0] for loaded in sessions.values()]
     for result in results[1:]:
-        np.testing.assert_allclose(result, results[0], atol=1e-5)
+        np.testing.assert_allclose(result, results[0], rtol=1e-5, atol=1e-4)
     times: dict[str, list[float]] = {name: [] for name in forms}
     for _ in range(ROUNDS):
         for name, loaded in sessions.items():
@@ -201,6 +201,128 @@ def step() -> dict[str, float]:
     return compare(forms, inputs, constants)
 
 
+def every_stride() -> dict[str, float]:
+    """Every second element along both axes, from the second one on, in the blocked layout: a pool's tap."""
+    inputs = {"x": np.random.default_rng(0).normal(size=(N, C, 2 * H, 2 * H)).astype(np.float32)}
+    before = node("MaxPool", ["x"], ["a"], kernel_shape=[1, 1])
+    forms = {
+        "depthwise Conv": [before, node("Conv", ["a", "last"], ["y"], strides=[2, 2], group=C)],
+        "Slice": [before, node("Slice", ["a", "start", "end", "axes", "steps"], ["y"])],
+    }
+    constants = {
+        "last": np.tile(np.array([[0, 0], [0, 1]], np.float32), (C, 1, 1, 1)),
+        "start": np.array([1, 1]),
+        "end": np.array([2 * H, 2 * H]),
+        "axes": np.array([2, 3]),
+        "steps": np.array([2, 2]),
+    }
+    return compare(forms, inputs, constants)
+
+
+def affine() -> dict[str, float]:
+    """A BatchNorm behind a Concat, left as an affine of each channel, and its ReLU."""
+    rng = np.random.default_rng(0)
+    inputs = {"x": rng.normal(size=(N, C // 2, H, H)).astype(np.float32)}
+    before = [
+        node("Conv", ["x", "first"], ["half"]),
+        node("Conv", ["half", "second"], ["other"]),
+        node("Concat", ["half", "other"], ["a"], axis=1),
+    ]
+    after = [node("Relu", ["b"], ["r"]), node("Conv", ["r", "eye"], ["y"])]
+    forms = {
+        "depthwise Conv": [*before, node("Conv", ["a", "weight", "bias"], ["b"], group=C), *after],
+        "Mul and Add": [
+            *before,
+            node("Mul", ["a", "scale"], ["m"]),
+            node("Add", ["m", "offset"], ["b"]),
+            *after,
+        ],
+    }
+    scale, bias = rng.normal(size=C).astype(np.float32), rng.normal(size=C).astype(np.float32)
+    half = np.eye(C // 2, dtype=np.float32).reshape(C // 2, C // 2, 1, 1)
+    constants = {
+        "eye": np.eye(C, dtype=np.float32).reshape(C, C, 1, 1),
+        "first": half,
+        "second": 2 * half,
+        "weight": scale.reshape(C, 1, 1, 1),
+        "bias": bias,
+        "scale": scale.reshape(1, C, 1, 1),
+        "offset": bias.reshape(1, C, 1, 1),
+    }
+    return compare(forms, inputs, constants)
+
+
+def groups() -> dict[str, float]:
+    """A 3x3 convolution in groups of 8 channels, between two of 1x1."""
+    rng = np.random.default_rng(0)
+    inputs = {"x": rng.normal(size=(N, C, H, H)).astype(np.float32)}
+    narrow = rng.normal(size=(C, 8, 3, 3)).astype(np.float32)
+    wide = np.zeros((C, 16, 3, 3), np.float32)
+    for channel in range(C):
+        at = channel % 16 // 8 * 8
+        wide[channel, at : at + 8] = narrow[channel]
+    before, after = node("Conv", ["x", "eye"], ["a"]), node("Conv", ["b", "eye"], ["y"])
+    forms = {
+        "groups of 16, half zeros": [
+            before,
+            node("Conv", ["a", "wide"], ["b"], group=C // 16, pads=[1] * 4),
+            after,
+        ],
+        "groups of 8": [before, node("Conv", ["a", "narrow"], ["b"], group=C // 8, pads=[1] * 4), after],
+    }
+    eye = np.eye(C, dtype=np.float32).reshape(C, C, 1, 1)
+    return compare(forms, inputs, {"eye": eye, "narrow": narrow, "wide": wide})
+
+
+def stem() -> dict[str, float]:
+    """The gradient of a 7x7 convolution with stride 2, of 3 channels, at four phases of its output's."""
+    rng = np.random.default_rng(0)
+    places = [(i, j) for i in (0, 1) for j in (0, 1)]
+    inputs = {f"p{i}{j}": rng.normal(size=(N, C, H, H)).astype(np.float32) for i, j in places}
+    apart = [
+        node(
+            "ConvTranspose",
+            [f"p{i}{j}", "w"],
+            [f"d{i}{j}"],
+            strides=[4, 4],
+            pads=[3 - 2 * i, 3 - 2 * j, 2 * i, 2 * j],
+            output_padding=[0, 0],
+        )
+        for i, j in places
+    ]
+    thin = [node("Reshape", [f"p{i}{j}", "thin"], [f"t{i}{j}"]) for i, j in places]
+    columns = [
+        part
+        for i in (0, 1)
+        for part in (
+            node("Concat", [f"t{i}0", f"t{i}1"], [f"c{i}"], axis=4),
+            node("Reshape", [f"c{i}", "row"], [f"r{i}"]),
+        )
+    ]
+    forms = {
+        "each phase by itself": [
+            *apart,
+            node("Add", ["d00", "d01"], ["s0"]),
+            node("Add", ["s0", "d10"], ["s1"]),
+            node("Add", ["s1", "d11"], ["y"]),
+        ],
+        "interleaved": [
+            *thin,
+            *columns,
+            node("Concat", ["r0", "r1"], ["rows"], axis=3),
+            node("Reshape", ["rows", "whole"], ["a"]),
+            node("ConvTranspose", ["a", "w"], ["y"], strides=[2, 2], pads=[3] * 4, output_padding=[1, 1]),
+        ],
+    }
+    constants = {
+        "w": rng.normal(size=(C, 3, 7, 7)).astype(np.float32),
+        "thin": np.array([0, C, H, H, 1]),
+        "row": np.array([0, C, H, 1, 2 * H]),
+        "whole": np.array([0, C, 2 * H, 2 * H]),
+    }
+    return compare(forms, inputs, constants)
+
+
 def main() -> None:
     """Print and write all comparisons."""
     rows = {
@@ -210,6 +332,10 @@ def main() -> None:
         "shift": shift(),
         "spread": spread(),
         "depthwise": depthwise(),
+        "every stride": every_stride(),
+        "affine": affine(),
+        "groups": groups(),
+        "stem": stem(),
     }
     for what, times in rows.items():
         (chosen, best), (other, worse) = times.items()

@@ -127,9 +127,8 @@ def gather(b: Emitter, x: ir.Value, axes: Sequence[Axis], fill: float) -> dict[T
 def _every_stride(b: Emitter, x: ir.Value, axes: Sequence[Axis], phase: Tap) -> ir.Value:
     """Phase ρ of x: x[…, ρ::stride, …].
 
-    In onnxruntime's blocked layout by a depthwise Conv whose kernel is 0 but for its last tap, in a fraction
-    of the time of a Slice along the last axis (benchmarks/lowerings.py). It makes NaN of what lies beside an
-    infinity.
+    In onnxruntime's blocked layout by a depthwise Conv whose kernel is 0 but for its last tap, faster than a
+    Slice, which leaves the layout (benchmarks/lowerings.py). It makes NaN of what lies beside an infinity.
     """
     strides = [axis.stride for axis in axes]
     if not b.is_blocked(x) or set(strides) == {1}:
