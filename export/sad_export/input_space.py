@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from .gradient import Emitter
-from .gradient.emitter import shape_of
+from .gradient.values import shape_of
 from .input_gradient import adopt
 from .model import ForwardGraph, GraphError
 

@@ -21,8 +21,8 @@ import onnx_ir.passes.common as common_passes
 
 from sad_runtime.errors import UserError
 
-from .gradient.emitter import Dim, shape_of
 from .gradient.rules import is_constant, rule_of
+from .gradient.values import Dim, shape_of
 from .passes import EinsumLettersPass, ExpandFunctionsPass, NestedConcatsPass, ShapesPass
 
 _P = ParamSpec("_P")

@@ -21,7 +21,7 @@ from sad_runtime.graph_metadata import PREFIX, graph_metadata
 from sad_runtime.manifest import Normalization
 
 from .gradient import Dgrad, Emitter, Target
-from .gradient.emitter import shape_of, static
+from .gradient.values import shape_of, static
 from .input_gradient import adopt, append_saliency, rename
 from .input_space import prepend_input_space
 from .model import GraphError, finish, frees_its_graph, load_classifier

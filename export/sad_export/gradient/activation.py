@@ -10,9 +10,11 @@ import math
 
 import onnx_ir as ir
 
-from .emitter import Emitter, constant_array
+from . import blocked
+from .emitter import Emitter
 from .pooling import masks_its_rectifier
 from .rules import Gradients, attribute, no_gradient, only_first, operand, sole_reader, vjp
+from .values import constant_array
 
 no_gradient("Hardmax")
 
@@ -116,12 +118,12 @@ def _clip_blocked(b: Emitter, node: ir.Node, dy: ir.Value) -> ir.Value:
     """The same in onnxruntime's blocked layout (:mod:`.layout`); the bounds are constants."""
     y = node.outputs[0]
     low, high = (_number(bound) for bound in (*node.inputs[1:], None, None)[:2])
-    dx = b.blocked(dy)
+    dx = blocked.enter(b, dy)
     if low == 0 and high is not None and high > 0:
-        return b.op("Mul", dx, b.blocked_inside(y, high))
+        return b.op("Mul", dx, blocked.inside(b, y, high))
     for bound, sign in ((low, 1.0), (high, -1.0)):
         if bound is not None:
-            dx = b.op("Mul", dx, b.blocked_step(y, sign, bound))
+            dx = b.op("Mul", dx, blocked.step(b, y, sign, bound))
     return dx
 
 
@@ -243,7 +245,7 @@ def slope_of_swish(b: Emitter, x: ir.Value, s: ir.Value, y: ir.Value, alpha: flo
     Half the operators of the product rule. For a large x, where x − y cancels, y equals x exactly.
     """
     if alpha == 1.0 and b.is_blocked(y):
-        rest = b.op("Add", b.blocked_affine(y, -1.0, 1.0), x)
+        rest = b.op("Add", blocked.affine(b, y, -1.0, 1.0), x)
     else:
         rest = b.op("Add", b.scale(b.op("Sub", x, y), alpha), b.like(x, 1.0))
     return b.op("Mul", s, rest)

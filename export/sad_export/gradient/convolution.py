@@ -21,9 +21,10 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from .emitter import Dgrad, Emitter, Target, shape_of, static
+from .emitter import Dgrad, Emitter, Target
 from .layout import could_be_blocked
 from .rules import Gradients, attribute, operand, vjp
+from .values import shape_of, static
 from .windows import Axis, Tap, interleave, spread, spreads, window_axes
 
 _PACKED_FROM = 256

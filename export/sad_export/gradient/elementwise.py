@@ -7,8 +7,9 @@ from collections.abc import Callable
 import onnx_ir as ir
 
 from .activation import is_sigmoid_of, slope_of_swish
-from .emitter import Emitter, Unsupported, shape_of
+from .emitter import Emitter
 from .rules import Gradients, attribute, constant_operand, no_gradient, only_first, operand, vjp
+from .values import Unsupported, shape_of
 
 no_gradient("Shape", "Size", "ArgMax", "ArgMin", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Equal")
 no_gradient("And", "Or", "Xor", "Not", "Sign", "Floor", "Ceil", "Round", "IsNaN", "IsInf", "ConstantOfShape")

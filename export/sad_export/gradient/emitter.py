@@ -13,20 +13,12 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from .layout import NEAREST, BlockedLayout, could_be_blocked, is_concatenated
-
-Dim = int | str
-"""A dimension: a number, or the name of a symbolic one (the batch)."""
-
-# Names a dimension that shape inference left open; two of them are never taken to be equal.
-_UNKNOWN = "?"
+from . import blocked
+from .layout import BlockedLayout, is_concatenated
+from .values import Dim, Unsupported, broadcast, dtype_of, ir_shape, shape_of, static, text_of
 
 _BOOLEAN = frozenset(("Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Equal", "And", "Or", "Xor", "Not"))
 _BROADCASTING = _BOOLEAN | {"Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Where"}
-
-
-class Unsupported(Exception):  # noqa: N818 - a reason, not a failure
-    """Raised by a rule that cannot take a node; the message says why, in the words of the forward graph."""
 
 
 class Dgrad(enum.StrEnum):
@@ -147,7 +139,7 @@ class Emitter:
             dtype = ir.DataType.BOOL if op_type in _BOOLEAN else dtype_of(chosen)
         index = len(self.nodes)
         output = ir.Value(
-            name=f"{self.prefix}/{op_type}_{index}", shape=_ir_shape(shape), type=ir.TensorType(dtype)
+            name=f"{self.prefix}/{op_type}_{index}", shape=ir_shape(shape), type=ir.TensorType(dtype)
         )
         self.nodes.append(
             ir.Node(
@@ -191,9 +183,9 @@ class Emitter:
     def add(self, terms: Sequence[ir.Value], *, of: ir.Value | None = None) -> ir.Value:
         """The sum of gradients that reach one value, ``of``: fan-out in the forward graph."""
         terms = self._summed_by_phases(terms)
-        blocked = [self.is_blocked(term) for term in terms]
-        if any(blocked) and (all(blocked) or not is_concatenated(of)):
-            terms = [self.blocked(term) for term in terms]
+        held = [self.is_blocked(term) for term in terms]
+        if any(held) and (all(held) or not is_concatenated(of)):
+            terms = [blocked.enter(self, term) for term in terms]
         total = terms[0]
         for term in terms[1:]:
             total = self.op("Add", total, term)
@@ -224,7 +216,7 @@ class Emitter:
         if self.is_blocked(dy) and self.is_blocked(factor):
             factor = self.expand(factor, dy)
         elif shape_of(dy) == shape_of(factor) and self.is_blocked(factor):
-            dy = self.blocked(dy)
+            dy = blocked.enter(self, dy)
         return self.op("Mul", dy, factor)
 
     def where_positive(self, y: ir.Value, dy: ir.Value) -> ir.Value:
@@ -234,56 +226,12 @@ class Emitter:
         (benchmarks/lowerings.py); TensorRT fuses either.
         """
         if self.is_blocked(y):
-            return self.op("Mul", self.blocked(dy), self.blocked_step(y))
+            return self.op("Mul", blocked.enter(self, dy), blocked.step(self, y))
         return self.masked(dy, self.op("Greater", y, self.like(y, 0.0), dtype=ir.DataType.BOOL))
 
     def is_blocked(self, value: ir.Value) -> bool:
         """Whether this is for the CPU and ``value`` is in onnxruntime's blocked layout."""
         return self.target is Target.CPU and self._layout.holds(value)
-
-    def blocked(self, value: ir.Value) -> ir.Value:
-        """``value``, brought into the blocked layout if it can be there: a 1×1 MaxPool is the identity.
-
-        After a Pad it is a Conv: onnxruntime merges padding into what reads it, and a 1×1 pool takes none.
-        """
-        if self.is_blocked(value) or not could_be_blocked(value):
-            return value
-        producer = value.producer()
-        if producer is not None and producer.op_type == "Pad":
-            return self.blocked_affine(value, 1.0, 0.0)
-        return self.op("MaxPool", value, kernel_shape=[1, 1])
-
-    def blocked_step(self, value: ir.Value, sign: float = 1.0, threshold: float = 0.0) -> ir.Value:
-        """1 where sign·(value − threshold) > 0, 0 where it is 0; it is never negative here.
-
-        min(2⁹⁰·sign·(value − threshold), 1), in the one form that stays blocked and runs as a single loop: a
-        depthwise 1×1 Conv with its Clip fused in. Exact, since a power of two rounds nothing and the
-        difference of equal numbers is 0; a difference below 10⁻²⁷ is taken for less.
-        """
-        return self.blocked_affine(value, sign * 2.0**90, -sign * 2.0**90 * threshold, clip=(0.0, 1.0))
-
-    def blocked_inside(self, value: ir.Value, high: float) -> ir.Value:
-        """1[0 < value < high] for 0 ≤ value ≤ high, by two Convs with their activations fused in.
-
-        A V that falls from ``high`` at 0 to 0 at 2⁻³⁰·high and rises to ``high`` at ``high``, then a step
-        below that. Exact, but a value below 2⁻⁵⁴·high is taken for 0.
-        """
-        shifted = self.blocked_affine(value, 1.0, -(2.0**-30) * high)
-        valley = self.op("LeakyRelu", shifted, alpha=-(2.0**30))
-        return self.blocked_step(valley, -1.0, high)
-
-    def blocked_affine(
-        self, value: ir.Value, slope: float, offset: float, *, clip: tuple[float, float] | None = None
-    ) -> ir.Value:
-        """``slope · value + offset`` by a depthwise 1×1 Conv, clipped if asked to."""
-        channels = static(shape_of(value)[1])
-        weight = self.constant(np.full((channels, 1, 1, 1), slope, dtype=np.float32))
-        bias = self.constant(np.full(channels, offset, dtype=np.float32)) if offset else None
-        result = self.op("Conv", value, weight, bias, kernel_shape=[1, 1], group=channels)
-        if clip is None:
-            return result
-        low, high = (self.constant(np.asarray(bound, dtype=np.float32)) for bound in clip)
-        return self.op("Clip", result, low, high)
 
     def masked(self, dy: ir.Value, condition: ir.Value) -> ir.Value:
         """``dy`` where a boolean of the same shape holds, else zero."""
@@ -306,19 +254,8 @@ class Emitter:
         if all(n == 1 for n in times):
             return value
         if self.is_blocked(like) and times[1] == 1:
-            return self._repeated_in_blocks(self.blocked(value), shape, times)
+            return blocked.repeat(self, blocked.enter(self, value), shape, times)
         return self.op("Mul", value, self.like(value, np.ones(times)), shape=shape)
-
-    def _repeated_in_blocks(self, value: ir.Value, shape: Sequence[Dim], times: Sequence[int]) -> ir.Value:
-        """A nearest Resize, which stays in the blocked layout, where a product of two shapes does not."""
-        return self.op(
-            "Resize",
-            value,
-            None,
-            self.constant(np.array(times, dtype=np.float32)),
-            shape=shape,
-            **NEAREST,
-        )
 
     def reshape(self, value: ir.Value, shape: Sequence[Dim]) -> ir.Value:
         """Reshape to a shape with at most one symbolic dimension.
@@ -330,7 +267,7 @@ class Emitter:
         if tuple(have) == tuple(shape):
             return value
         if sum(isinstance(n, str) for n in shape) > 1:
-            raise Unsupported(f"it needs a shape of several dynamic dimensions, {_text(shape)}")
+            raise Unsupported(f"it needs a shape of several dynamic dimensions, {text_of(shape)}")
         target = []
         for axis, n in enumerate(shape):
             if isinstance(n, int):
@@ -446,65 +383,3 @@ class Emitter:
     def constants(self) -> Mapping[str, ir.Value]:
         """The initializers by name."""
         return {str(value.name): value for value in self.initializers.values()}
-
-
-def broadcast(*shapes: Sequence[Dim]) -> tuple[Dim, ...]:
-    """The shape of values that meet in one elementwise operator."""
-    rank = max(len(shape) for shape in shapes)
-    result: list[Dim] = [1] * rank
-    for shape in shapes:
-        for axis, n in enumerate(shape, start=rank - len(shape)):
-            # Of a number and a name the number is sure: the other is then 1 or the same.
-            if n != 1 and (result[axis] == 1 or isinstance(n, int)):
-                result[axis] = n
-    return tuple(result)
-
-
-def shape_of(value: ir.Value) -> tuple[Dim, ...]:
-    """The shape of a value; symbolic dimensions as their names.
-
-    Raises:
-        Unsupported: The value has no shape.
-    """
-    if value.shape is None:
-        raise Unsupported(f"the shape of {value.name!r} is not known")
-    return tuple(
-        dim if isinstance(dim, int) else str(dim.value or f"{_UNKNOWN}{value.name}") for dim in value.shape
-    )
-
-
-def _ir_shape(shape: Sequence[Dim]) -> ir.Shape:
-    return ir.Shape([None if isinstance(dim, str) and dim.startswith(_UNKNOWN) else dim for dim in shape])
-
-
-def _text(shape: Sequence[Dim]) -> str:
-    return "(" + ", ".join(str(n) for n in shape) + ")"
-
-
-def static(dim: Dim) -> int:
-    """A dimension that must be a number here.
-
-    Raises:
-        Unsupported: It is symbolic; only the batch may be, and no rule does arithmetic on the batch.
-    """
-    if not isinstance(dim, int):
-        raise Unsupported(f"it needs the dimension {dim!r} to be static")
-    return dim
-
-
-def dtype_of(value: ir.Value) -> ir.DataType:
-    """The element type of a value.
-
-    Raises:
-        Unsupported: It has none.
-    """
-    if value.dtype is None:
-        raise Unsupported(f"the element type of {value.name!r} is not known")
-    return value.dtype
-
-
-def constant_array(value: ir.Value | None) -> np.ndarray[Any, Any] | None:
-    """The numbers of a constant value, or ``None`` if it is computed (or absent)."""
-    if value is None or value.const_value is None:
-        return None
-    return value.const_value.numpy()

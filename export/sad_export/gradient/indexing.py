@@ -7,9 +7,10 @@ import math
 import numpy as np
 import onnx_ir as ir
 
-from .emitter import Dim, Emitter, Unsupported, shape_of, static
+from .emitter import Emitter
 from .rules import Gradients, attribute, constant_operand, only_first, operand, vjp
 from .shape import gather_transposed
+from .values import Dim, Unsupported, shape_of, static
 
 
 @vjp("GatherElements", inputs=[0])

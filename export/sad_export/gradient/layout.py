@@ -2,14 +2,17 @@
 
 onnxruntime runs convolutions on tensors whose channels are stored in blocks (NCHWc), and keeps that layout
 through the operators in :data:`BLOCKED_OPERATORS`. Any other operator reorders the tensor out, and the next
-convolution reorders it in again. So for this target:
+convolution reorders it in again. So for this target, in the backward (:mod:`.blocked`):
 
 1. a mask is written with depthwise 1×1 convolutions, whose Clip or LeakyRelu runs in the same loop, not with
-   a comparison (``Emitter.blocked_step``, ``blocked_inside``);
+   a comparison;
 2. a gradient that arrives in the plain layout and meets a blocked one is passed through a 1×1 MaxPool: an
    identity that enters the blocked layout;
 3. what is broadcast over an image is repeated by a nearest Resize, and a sum over the image is a global
-   average pool: squeeze-and-excitation stays blocked.
+   average pool: squeeze-and-excitation stays blocked;
+4. what a pool's taps read at a stride is read by a depthwise convolution.
+
+The forward passes are rewritten likewise (``blocked_*.py`` in :mod:`sad_export.passes`).
 """
 
 from __future__ import annotations

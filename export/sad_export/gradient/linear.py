@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from .emitter import Dim, Emitter, Unsupported, broadcast, shape_of
+from .emitter import Emitter
 from .rules import Gradients, attribute, operand, vjp
+from .values import Dim, Unsupported, broadcast, shape_of
 
 
 @vjp("Gemm")

@@ -11,9 +11,10 @@ import math
 import numpy as np
 import onnx_ir as ir
 
-from .emitter import Emitter, shape_of, static
+from .emitter import Emitter
 from .reduction import not_zero
 from .rules import Gradients, attribute, operand, vjp
+from .values import shape_of, static
 from .windows import Axis, scatter, taps, window_axes
 
 

@@ -14,9 +14,10 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from .emitter import Dim, Emitter, Unsupported, shape_of, static
+from .emitter import Emitter
 from .reduction import not_zero
 from .rules import Gradients, attribute, constant_operand, only_first, operand, vjp
+from .values import Dim, Unsupported, shape_of, static
 
 
 @vjp("BatchNormalization", inputs=[0])

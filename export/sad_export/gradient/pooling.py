@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from .emitter import Emitter, Target, Unsupported, shape_of, static
+from .emitter import Emitter, Target
 from .rules import Gradients, attribute, operand, sole_reader, vjp
+from .values import Unsupported, shape_of, static
 from .windows import Axis, gather, scatter, taps, unmoved, window_axes
 
 # Stands for "outside the input" in comparisons with a window's maximum. Finite, and within fp16.

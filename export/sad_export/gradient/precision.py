@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from .emitter import Emitter, Unsupported, shape_of
+from .emitter import Emitter
 from .rules import Gradients, attribute, constant_operand, only_first, operand, vjp
+from .values import Unsupported, shape_of
 
 
 @vjp("Cast", "CastLike")

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from .emitter import Emitter, Unsupported, dtype_of, shape_of, static
+from .emitter import Emitter
 from .rules import Gradients, attribute, constant_operand, only_first, operand, vjp
+from .values import Unsupported, dtype_of, shape_of, static
 
 # Takes the place of a norm of zero: the gradient is then 0, as in PyTorch, and not 0/0.
 TINY = 1e-30

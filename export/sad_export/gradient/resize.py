@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from .emitter import Emitter, Unsupported, shape_of, static
+from .emitter import Emitter
 from .rules import Gradients, attribute, constant_operand, only_first, operand, vjp
 from .shape import along_axis
+from .values import Unsupported, shape_of, static
 
 Array = np.ndarray[Any, Any]
 

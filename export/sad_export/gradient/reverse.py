@@ -11,8 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import onnx_ir as ir
 
-from .emitter import Emitter, Unsupported
+from .emitter import Emitter
 from .rules import is_constant, rule_of
+from .values import Unsupported
 
 # What QuantizeLinear makes; other integers are counts and indices, which have no gradient.
 _QUANTIZED = frozenset(

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from .emitter import Unsupported, constant_array
+from .values import Unsupported, constant_array
 
 Gradients = tuple[ir.Value | None, ...]
 Rule = Callable[..., Gradients]

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from .emitter import Emitter, constant_array, dtype_of, shape_of, static
+from .emitter import Emitter
 from .rules import attribute, operand
+from .values import constant_array, dtype_of, shape_of, static
 
 
 def seed_at_maximum(b: Emitter, nodes: Sequence[ir.Node], logits: ir.Value) -> dict[ir.Value, ir.Value]:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from .emitter import Emitter, shape_of, static
+from .emitter import Emitter
 from .rules import Gradients, attribute, only_first, operand, vjp
+from .values import shape_of, static
 
 
 @vjp("ConvTranspose", inputs=[0])

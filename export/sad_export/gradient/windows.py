@@ -21,8 +21,10 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from .emitter import Dgrad, Emitter, Interleaved, Target, shape_of, static
+from . import blocked
+from .emitter import Dgrad, Emitter, Interleaved, Target
 from .rules import attribute, operand
+from .values import shape_of, static
 
 Tap = tuple[int, ...]
 """The index of a kernel element, one number an axis."""
@@ -125,27 +127,11 @@ def gather(b: Emitter, x: ir.Value, axes: Sequence[Axis], fill: float) -> dict[T
 
 
 def _every_stride(b: Emitter, x: ir.Value, axes: Sequence[Axis], phase: Tap) -> ir.Value:
-    """Phase ρ of x: x[…, ρ::stride, …].
-
-    In onnxruntime's blocked layout by a depthwise Conv whose kernel is 0 but for its last tap, faster than a
-    Slice, which leaves the layout (benchmarks/lowerings.py). It makes NaN of what lies beside an infinity.
-    """
+    """Phase ρ of x: x[…, ρ::stride, …]."""
     strides = [axis.stride for axis in axes]
-    if not b.is_blocked(x) or set(strides) == {1}:
-        return b.slice(x, range(2, 2 + len(axes)), phase, [axis.size for axis in axes], strides)
-    n, c, *_ = shape_of(x)
-    channels = static(c)
-    kernel = np.zeros([rho + 1 for rho in phase])
-    kernel.flat[-1] = 1.0
-    return b.op(
-        "Conv",
-        x,
-        b.like(x, np.broadcast_to(kernel, (channels, 1, *kernel.shape))),
-        shape=(n, c, *(axis.phase_length(rho) for axis, rho in zip(axes, phase, strict=True))),
-        kernel_shape=list(kernel.shape),
-        strides=strides,
-        group=channels,
-    )
+    if b.is_blocked(x) and max(strides) > 1:
+        return blocked.every_stride(b, x, phase, strides)
+    return b.slice(x, range(2, 2 + len(axes)), phase, [axis.size for axis in axes], strides)
 
 
 def scatter(b: Emitter, contributions: Mapping[Tap, ir.Value], axes: Sequence[Axis]) -> ir.Value:

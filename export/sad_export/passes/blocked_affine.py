@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from ..gradient.emitter import constant_array
 from ..gradient.layout import BlockedLayout
 from ..gradient.rules import sole_reader
+from ..gradient.values import constant_array
 from ..initializers import initializer
 
 

@@ -12,9 +12,9 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from ..gradient.emitter import constant_array
 from ..gradient.layout import NEAREST, BlockedLayout
 from ..gradient.rules import attribute
+from ..gradient.values import constant_array
 from ..initializers import initializer
 
 

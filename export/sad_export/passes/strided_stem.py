@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from ..gradient.emitter import constant_array
 from ..gradient.rules import attribute
+from ..gradient.values import constant_array
 from ..initializers import initializer
 
 _MOST_CHANNELS = 16

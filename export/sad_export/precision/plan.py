@@ -26,7 +26,7 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from ..gradient.emitter import constant_array
+from ..gradient.values import constant_array
 from .operators import FLOAT32_ONLY, MAXIMA, NOT_IN_BF16, SUMS, WITH_BIAS
 from .parts import Part, ancestors, parts_of
 from .variant import Precision, Variant

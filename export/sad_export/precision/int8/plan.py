@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 
-from ...gradient.emitter import constant_array
+from ...gradient.values import constant_array
 from ...verify import Array
 from ..parts import Part, parts_of
 from .grid import Grid

@@ -14,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from ...gradient.emitter import constant_array
+from ...gradient.values import constant_array
 from ...initializers import initializer
 from ...verify import Array
 from ..parts import Part, parts_of
