@@ -242,7 +242,7 @@ def export(
                 print_warning(f"{stale} is of an earlier graph: build it again with --trt, or delete it")
     else:
         if given := [name for name, value in bare_only.items() if value is not None]:
-            raise UserError(f"{', '.join(given)} only go with a bare forward.onnx; a bundle brings its own")
+            raise UserError(f"a bundle brings its own {', '.join(given)}: only for a bare forward.onnx")
         options = engine_options if trt else None
         info = _export_bundle(source, dgrad.value, target.value, chosen, allow_inaccurate, options)
     if info is not None:

@@ -218,7 +218,7 @@ def infer(
             "shard": None if part is None else str(part),
         }
         names = [_text(Path(name)) for name in source]
-        record = RunRecord.of(opened, decisive, names, classifier.backend_name)
+        record = RunRecord.of(opened, precision, decisive, names, classifier.backend_name)
         for note in output.begin(record):
             print_warning(note)
         finished = output.finished

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from sad_runtime.bundle import Bundle
-    from sad_runtime.manifest import Manifest
 
 _EXIT_CHANGED = 2
 _SHOWN_CLASSES = 10
@@ -37,7 +36,7 @@ def inspect(
     else:
         from rich.console import Group
 
-        stdout.print(Group(_summary(opened), _figures(opened.manifest), _files(opened, changed)))
+        stdout.print(Group(_summary(opened), _figures(opened), _files(opened, changed)))
     if changed:
         print_error(f"{bundle}: changed since the bundle was written: {', '.join(changed)}")
         print_hint("restore the files, or write the bundle again")
@@ -79,16 +78,35 @@ def _summary(bundle: Bundle) -> Table:
     return _table(f"bundle {bundle.root}", ("", ""), rows.items())
 
 
-def _figures(manifest: Manifest) -> Table:
+def _figures(bundle: Bundle) -> Table:
+    manifest = bundle.manifest
     rows = [(f"calibration.{name}", value) for name, value in _flattened(manifest.calibration)]
     for graph in manifest.graphs:
         rows.append((graph.file, f"{graph.precision}, target {graph.target}, dgrad {graph.dgrad}"))
         rows += [(f"{graph.file}: {name}", value) for name, value in _flattened(graph.verification)]
     for engine in manifest.engines:
         rows.append((engine.file, f"{engine.flavor}, {engine.precision}, from {engine.graph}"))
+        rows.append((f"{engine.file}: built", _build_of(bundle.root / engine.sidecar)))
     if not manifest.graphs:
         rows.append(("graphs", "none yet: sad-deploy export"))
     return _table("calibration, graphs, engines", ("", ""), rows)
+
+
+def _build_of(sidecar: Path) -> str:
+    """What an engine is for, from the file beside it."""
+    from sad_runtime.errors import BundleError
+    from sad_runtime.tensorrt import read_sidecar
+
+    try:
+        info = read_sidecar(sidecar)
+    except BundleError as error:
+        return error.message
+    smallest, best, largest = info.batch
+    return (
+        f"by {info.flavor} {info.version} for {', '.join(info.targets)}, "
+        f"batch {smallest} to {largest} (best {best}), TF32 {'on' if info.tf32 else 'off'}, "
+        f"optimisation level {info.optimization_level}"
+    )
 
 
 def _files(bundle: Bundle, changed: list[str]) -> Table:

@@ -143,7 +143,7 @@ TRT = ("{forward}", "--eta", "0.1", "--trt", "--flavor", "rtx")
         ([*TRT, "--gpu-target", "sm_90"], "knows no GPU target sm_90"),
         ([*TRT, "--hardware-compatibility", "ampere+"], "no hardware compatibility"),
         (["absent.onnx", "--eta", "0.1"], "no ONNX file"),
-        (["absent", "--eta", "0.1"], "only go with a bare forward.onnx"),
+        (["absent", "--eta", "0.1"], "only for a bare forward.onnx"),
         (["absent"], "absent"),
     ],
 )

@@ -235,7 +235,7 @@ def test_going_on_twice_is_cut_short_and_still_has_every_image_once(tmp_path: Pa
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        (dataclasses.replace(RECORD, bundle="other"), "another bundle (manifest bundle…, now other…)"),
+        (dataclasses.replace(RECORD, bundle="other"), "another bundle (bundle…, now other…)"),
         (with_option("top-k", 3), "--top-k 1 (now --top-k 3)"),
         (
             with_option("logits", True),

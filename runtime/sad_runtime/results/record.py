@@ -13,11 +13,11 @@ from typing import Any
 
 from ..bundle import Bundle
 from ..errors import UserError
-from ..manifest import MANIFEST_NAME
 from ..strict_json import from_plain, parse, to_plain
 from ..version import __version__
 
 _SCHEMA = 1
+_DECISIVE = ("model", "classes", "preprocessing", "input_space", "defence")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +25,9 @@ class RunRecord:
     """What decides over a run's rows.
 
     Attributes:
-        bundle: SHA-256 of the bundle's manifest, which lists that of every file.
+        bundle: SHA-256 over what of the bundle decides rows: the graph, and what the manifest says of the
+            network, its classes, the preprocessing and the defence. Not its engines, its other graphs, nor
+            the figures of its calibration.
         options: The options that change rows, by their names on the command line without the dashes.
         sources: What the last run read, as the user wrote it.
         backends: Which made rows, in order; more than one after the run was gone on with elsewhere.
@@ -42,17 +44,24 @@ class RunRecord:
 
     @classmethod
     def of(
-        cls, bundle: Bundle, options: Mapping[str, Any], sources: Sequence[str], backend: str
+        cls, bundle: Bundle, precision: str, options: Mapping[str, Any], sources: Sequence[str], backend: str
     ) -> RunRecord:
         """The record of a run that begins.
 
         Args:
             bundle: What it runs.
+            precision: Which of its graphs.
             options: Its options that change rows.
             sources: What it reads.
             backend: Where it runs.
+
+        Raises:
+            BundleError: The bundle has no graph of that precision.
         """
-        digest = hashlib.sha256((bundle.root / MANIFEST_NAME).read_bytes()).hexdigest()
+        manifest = json.loads(bundle.manifest.to_json())
+        decisive = {name: manifest[name] for name in _DECISIVE}
+        decisive["graph"] = bundle.manifest.files[bundle.graph(precision).file]
+        digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
         return cls(digest, options, tuple(sources), (backend,))
 
     @classmethod
@@ -104,7 +113,7 @@ class RunRecord:
         """Why the rows of an earlier run are not what this one would write; empty if they are."""
         found = []
         if earlier.bundle != self.bundle:
-            found.append(f"another bundle (manifest {earlier.bundle[:12]}…, now {self.bundle[:12]}…)")
+            found.append(f"another bundle ({earlier.bundle[:12]}…, now {self.bundle[:12]}…)")
         for name in dict.fromkeys([*earlier.options, *self.options]):
             was, is_now = earlier.options.get(name), self.options.get(name)
             if was != is_now:
