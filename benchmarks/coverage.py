@@ -7,7 +7,8 @@ With --models, the results of the others stay as they are in the file.
 Weights are random and BatchNorm statistics randomised; the graph has a dynamic batch and passes
 onnx.checker in full. Its saliency on four images is compared twice:
 
-- the rules: the graph evaluated in float64 against float64 autograd of the same folded network;
+- the rules: the graph evaluated in float64 against float64 autograd of the same folded network, and at the
+  small size that for the target cpu too, whose passes are rewritten;
 - with float32's rounding: the graph in onnxruntime against float64 autograd of the unfolded network, beside
   PyTorch's own float32 autograd of the folded one, whose error comes from the network alone.
 
@@ -96,8 +97,8 @@ def classifiers() -> list[str]:
     return [name for name in names if name.startswith(families) or name.endswith("_bn")]
 
 
-def measure(name: str, size: int, *, engines: bool) -> dict[str, Any]:
-    """Export, differentiate, check, compare and build one model."""
+def measure(name: str, size: int, *, small: bool, engines: bool) -> dict[str, Any]:
+    """Export, differentiate, check, compare and build one model; at the small size for the target cpu too."""
     torch.manual_seed(0)
     auxiliary = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
     model = randomised(torchvision.models.get_model(name, weights=None, **auxiliary))
@@ -112,6 +113,7 @@ def measure(name: str, size: int, *, engines: bool) -> dict[str, Any]:
         return result | {"error": str(error)}
     result["two_pass_seconds"] = time.process_time() - started
     result["nodes"] = {"forward": len(forward.graph.node), "two_pass": len(graph.graph.node)}
+    for_cpu = two_pass(forward, eta=0.05, target="cpu") if small else None
     del forward
     images = np.random.default_rng(0).normal(size=(IMAGES, 3, size, size)).astype(np.float32)
     with tempfile.TemporaryDirectory() as folder:
@@ -128,6 +130,9 @@ def measure(name: str, size: int, *, engines: bool) -> dict[str, Any]:
             autograd = _by_autograd(model, images)
             del model
             result |= _exactness(path, autograd, images)
+            if for_cpu is not None:
+                (wide,) = Float64Graph(for_cpu).run(["saliency"], {"image": images})
+                result["cpu_rules_in_float64"] = _distance(wide, autograd["folded"])
         if engines:
             result["engine"] = _engine(path)
             half = path.with_suffix(".fp16.onnx")
@@ -287,7 +292,8 @@ def in_its_own_process(name: str, sizes: list[int], *, engines: bool) -> list[di
 def _send(pipe: Connection, name: str, sizes: list[int], engines: bool) -> None:
     for size in sizes:
         try:
-            result = measure(name, size, engines=engines and size == sizes[0])
+            small = size == sizes[0]
+            result = measure(name, size, small=small, engines=engines and small)
         except Exception as error:
             # One model that fails in an unforeseen way must not end the sweep.
             result = {"model": name, "size": size, "error": f"{type(error).__name__}: {error}"[:400]}
@@ -331,11 +337,18 @@ def _figures(results: list[dict[str, Any]]) -> dict[str, Any]:
             results, lambda r: r.get("engine_fp16", {"built": r.get("checked")})["built"]
         ),
         "rules_exact_in_float64": _all_runs(results, lambda r: r.get("rules_exact")),
+        "cpu_rules_exact_in_float64": _all_runs(results, _cpu_exact),
         "within_limits_in_float32": _all_runs(results, lambda r: r.get("within_limits")),
         "within_limits_but_for_turned_decisions": _all_runs(results, _but_for_turned_decisions),
     }
     limits = LIMITS | {"exact": EXACT}
     return {"machine": machine(), "limits": limits, "images": IMAGES, "summary": summary, "results": results}
+
+
+def _cpu_exact(result: dict[str, Any]) -> bool:
+    if "cpu_rules_in_float64" not in result:
+        return "rules_in_float64" in result  # at another size
+    return bool(result["cpu_rules_in_float64"]["relative_l2"]["max"] <= EXACT)
 
 
 def _but_for_turned_decisions(result: dict[str, Any]) -> bool:
@@ -363,6 +376,8 @@ def _line(result: dict[str, Any]) -> str:
             f"float64 {result['rules_in_float64']['relative_l2']['max']:.0e}",
             f"float32 {result['relative_l2']['max']:.1e} (torch {torch_got:.1e})",
         ]
+    if cpu := result.get("cpu_rules_in_float64"):
+        parts.append(f"cpu float64 {cpu['relative_l2']['max']:.0e}")
     if forced := result.get("with_float32_decisions"):
         parts.append(f"{forced['turned_over']} turned over, without these {forced['relative_l2']['max']:.0e}")
     for key in ("engine", "engine_fp16"):

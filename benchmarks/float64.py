@@ -34,8 +34,8 @@ class Float64Graph:
             for attribute in node.attribute:
                 if node.op_type == "Cast" and attribute.name == "to":
                     attribute.i = TensorProto.DOUBLE if attribute.i == TensorProto.FLOAT else attribute.i
-        fast = [Conv, ConvTranspose, MaxPool, AveragePool, MatMul, Einsum, Erf]
-        evaluator: Any = ReferenceEvaluator(model, new_ops=fast)
+        own = [Conv, ConvTranspose, Pad, MaxPool, AveragePool, MatMul, Einsum, Erf]
+        evaluator: Any = ReferenceEvaluator(model, new_ops=own)
         self._nodes: list[OpRun] = evaluator.rt_nodes_
         self._constants: dict[str, Array] = evaluator.rt_inits_
 
@@ -112,6 +112,26 @@ class ConvTranspose(OpRun):
         before_after = _torch_pads(attributes["pads"], spatial)
         y = F.pad(y, [n for size in reversed(extra) for n in (0, size)])
         return (F.pad(y, [-n for n in before_after]).numpy(),)
+
+
+class Pad(OpRun):
+    op_domain = ""
+
+    def _run(
+        self, x: Array, pads: Array, fill: Array | None = None, axes: Array | None = None, **attributes: Any
+    ) -> tuple[Array]:
+        # The evaluator's own takes no negative amounts, which crop.
+        along = range(x.ndim) if axes is None else axes.tolist()
+        before, after = np.zeros((2, x.ndim), dtype=int)
+        for i, axis in enumerate(along):
+            before[axis], after[axis] = pads[i], pads[i + len(along)]
+        cropped = x[
+            tuple(slice(max(0, -a), n - max(0, -b)) for n, a, b in zip(x.shape, before, after, strict=True))
+        ]
+        amounts = list(zip(np.maximum(before, 0), np.maximum(after, 0), strict=True))
+        if attributes["mode"] != "constant":
+            return (np.pad(cropped, amounts, mode=attributes["mode"]),)
+        return (np.pad(cropped, amounts, constant_values=0.0 if fill is None else fill.item()),)
 
 
 class MaxPool(OpRun):
