@@ -212,7 +212,7 @@ def export(
         variant = Variant.of(*chosen)
         out = out or source.with_name(variant.suffixed(f"{source.stem}.sad.onnx"))
         refuse_same_file(source, out)
-        if images is None:
+        if images is None and source.is_file():
             print_warning("verifying on noise: give a folder of real images with --images")
         made = export_forward(
             source,

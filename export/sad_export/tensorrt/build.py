@@ -189,7 +189,7 @@ def _built(
         if TURING in options.targets:
             hint = f"Turing ({TURING}) multiplies matrices in fp16 only: --precision fp16"
         raise UnbuildableError(
-            f"{trt.__name__} {trt.__version__} cannot build {onnx_path}{where}: {log.reason()}",
+            f"{trt.__name__} {trt.__version__} cannot build {onnx_path.name}{where}: {log.reason()}",
             hint=hint,
             operator=node.op_type if node else None,
         )
@@ -216,7 +216,7 @@ def _parsed(trt: Any, builder: Any, log: Any, onnx_path: Path) -> Any:
         )
         reason = " ".join((reasons or log.reason()).split())
         raise UnbuildableError(
-            f"{trt.__name__} {trt.__version__} cannot parse {onnx_path}: {reason}",
+            f"{trt.__name__} {trt.__version__} cannot parse {onnx_path.name}: {reason}",
             operator=errors[0].node_operator() if errors else None,
         )
     if network.num_inputs != 1:
