@@ -205,6 +205,13 @@ def infer(
             Classifier.load(opened, backend=backend, precision=precision, tf32=tf32, notice=print_warning)
         )
         print_status(f"backend {classifier.backend_name} ({classifier.backend_reason})")
+        if (classifier.backend_name, precision, opened.graph(precision).target) == (
+            "cpu",
+            "fp32",
+            "portable",
+        ):
+            again = f"sad-deploy export {shlex.quote(str(opened.root))} --target cpu"
+            print_hint(f"on CPUs the graph of {again} takes less time")
         decisive = {
             "precision": precision,
             "tf32": tf32 or None,  # earlier versions wrote nothing, and had none

@@ -213,7 +213,21 @@ def test_backend_and_the_reason_for_it_are_said(
     here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert run(monkeypatch, "images", "--backend", "cpu") == 0
-    assert "backend cpu (asked for)" in capfd.readouterr().err
+    err = capfd.readouterr().err
+    assert "backend cpu (asked for)" in err
+    assert "hint: on CPUs the graph of sad-deploy export sad-model --target cpu takes less time" in err
+
+
+def test_a_graph_that_was_written_for_the_cpu_needs_no_hint(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    bundle = Bundle.open("sad-model")
+    with write_bundle(Path("sad-model")) as draft:
+        draft.keep(bundle, *bundle.manifest.files)
+        graphs = tuple(dataclasses.replace(graph, target="cpu") for graph in bundle.manifest.graphs)
+        draft.manifest = dataclasses.replace(bundle.manifest, files={}, graphs=graphs)
+    assert run(monkeypatch, "images", "--backend", "cpu") == 0
+    assert "hint:" not in capfd.readouterr().err
 
 
 def many(count: int) -> None:
@@ -234,7 +248,7 @@ def test_reader_that_goes_away_is_a_quiet_end(here: Path) -> None:
     process.stdout.close()
     text = process.stderr.read()
     assert process.wait(timeout=60) == 0
-    assert text.splitlines()[1:] == []  # beyond the backend
+    assert text.splitlines()[2:] == []  # beyond the backend and the hint
 
 
 @pytest.mark.parametrize("table", ["csv", "parquet"])
@@ -315,7 +329,7 @@ def test_progress_is_silent_where_there_is_no_terminal(
     here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert run(monkeypatch, "images") == 0
-    assert len(capfd.readouterr().err.splitlines()) == 4
+    assert len(capfd.readouterr().err.splitlines()) == 5  # with the hint
 
 
 def test_progress_on_a_terminal_counts_to_the_total(here: Path) -> None:
