@@ -151,9 +151,24 @@ def hard_sigmoid(b: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
 def hard_swish(b: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
     """y = x·h with h = min(max(x/6 + ½, 0), 1), so dx = dy · (h + x/6 · 1[0 < h < 1])."""
     x = operand(node, 0)
+    if b.is_blocked(x):
+        return (b.op("Mul", blocked.enter(b, dy), _slope_of_blocked_hard_swish(b, x)),)
     h = b.op("HardSigmoid", x, alpha=1.0 / 6.0, beta=0.5)
     inside = b.op("Less", b.op("Abs", x), b.like(x, 3.0))
     return (b.op("Mul", dy, b.op("Add", h, b.masked(b.scale(x, 1.0 / 6.0), inside))),)
+
+
+def _slope_of_blocked_hard_swish(b: Emitter, x: ir.Value) -> ir.Value:
+    """The same in onnxruntime's blocked layout: 2h − ½ where 0 < h < 1, and h itself at both ends.
+
+    As 2h − ½ + ½·1[h = 0] − ½·1[h = 1], each a depthwise Conv, added as it goes.
+    """
+    h = blocked.affine(b, x, 1.0 / 6.0, 0.5, clip=(0.0, 1.0))
+    at_zero = b.op("Relu", blocked.affine(b, h, -(2.0**90), 1.0))
+    # 2²⁴ is the first power that tells 1 from the float before it; the sum is exact.
+    at_one = b.op("Relu", blocked.affine(b, h, 2.0**24, 1.0 - 2.0**24))
+    slope = b.op("Add", blocked.affine(b, at_zero, 0.5, -0.5), blocked.affine(b, h, 2.0, 0.0))
+    return b.op("Add", blocked.affine(b, at_one, -0.5, 0.0), slope)
 
 
 @vjp("Softplus")

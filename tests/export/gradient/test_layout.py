@@ -96,6 +96,23 @@ def test_a_blocked_clip_to_other_bounds_is_the_same() -> None:
     check(nodes, (2, 16, 6, 6), {**KERNEL, "low": np.array(-0.3), "high": np.array(0.5)}, target="cpu")
 
 
+def test_a_blocked_hard_swish_has_the_same_slope_at_its_kinks_and_between() -> None:
+    nodes = [node("Conv", ["x", "w"], ["a"]), node("HardSwish", ["a"])]
+    x = np.zeros((1, 16, 1, 9))
+    inside = np.nextafter(np.float32(-3), np.float32(0))
+    x[..., :] = [-1e10, -3.5, -3.0, inside, -0.5, 0.0, 2.9, 3.0, 1e10]
+    constants = {"w": np.eye(16).reshape(16, 16, 1, 1)}
+    dx = gradient(nodes, x, np.ones_like(x), constants, target="cpu")
+    portable = gradient(nodes, x, np.ones_like(x), constants)
+    np.testing.assert_allclose(dx, portable, rtol=1e-6, atol=2e-7)
+    np.testing.assert_array_equal(dx[0, 0, 0, [0, 1, 2, 7, 8]], [0, 0, 0, 1, 1])
+
+
+def test_a_blocked_hard_swish_is_the_same() -> None:
+    nodes = [CONV, node("HardSwish", ["a"], ["r"]), node("Conv", ["r", "w"], ["y"], pads=[1] * 4)]
+    check(nodes, (2, 16, 6, 6), KERNEL, target="cpu")
+
+
 class SqueezeExcitation(nn.Module):
     """As in EfficientNet: Swish, a strided depthwise convolution, and channels weighted by their means."""
 
