@@ -17,7 +17,7 @@ from sad_runtime.preprocess import load
 from sad_runtime.sources import open_sources
 from sad_runtime.tensorrt import EngineInfo, Flavor
 
-from .model import GraphError
+from .model import GraphError, save_graph
 from .precision import FP32, Variant, refuse_half_precision, write_verified
 from .tensorrt import EngineRequest, UnbuildableError
 from .tensorrt.request import may_build_with_conv
@@ -138,7 +138,7 @@ def export_forward(
         def verified(
             graph: onnx.ModelProto,
         ) -> tuple[ForwardVerification, Verification | None, list[str]]:
-            onnx.save(graph, str(draft))
+            save_graph(graph, draft)
             verification = verify_forward(
                 draft,
                 forward,

@@ -27,6 +27,9 @@ from .passes import EinsumLettersPass, ExpandFunctionsPass, NestedConcatsPass, S
 
 _P = ParamSpec("_P")
 
+LARGEST_WEIGHTS = 2**31 - 2**24
+"""Bytes of weights in one file: a protobuf message ends at 2 GiB, nodes and names included."""
+
 MINIMUM_OPSET = 13
 """ReduceSum and Squeeze take their axes as inputs from here on, and so do the gradients."""
 
@@ -228,6 +231,21 @@ def frees_its_graph(build: Callable[_P, onnx.ModelProto]) -> Callable[_P, onnx.M
         return proto
 
     return wrapper
+
+
+def save_graph(model: onnx.ModelProto, path: Path) -> None:
+    """Write a graph as one file.
+
+    Raises:
+        GraphError: It is beyond the 2 GiB of one ONNX file.
+    """
+    if sum(len(tensor.raw_data) for tensor in model.graph.initializer) > LARGEST_WEIGHTS:
+        raise GraphError(
+            f"{path.name} would be beyond the 2 GiB of one ONNX file",
+            hint="in Python, two_pass and input_gradient return the graph, and "
+            "onnx.save(…, save_as_external_data=True) writes it as several files",
+        )
+    onnx.save(model, str(path))
 
 
 def finish(model: ir.Model, *, what: str, metadata: Mapping[str, str] | None = None) -> onnx.ModelProto:

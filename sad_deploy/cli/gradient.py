@@ -35,16 +35,15 @@ def gradient(
     Standard operators only, with a dynamic batch if the classifier has one.
     """
     require("onnx_ir", extra="export", need="sad-deploy gradient")
-    import onnx
-
     from sad_export import input_gradient
+    from sad_export.model import save_graph
 
     out = out or forward.with_suffix(".gradient.onnx")
     refuse_same_file(forward, out)
     graph = input_gradient(forward, logits=logits, dgrad=dgrad.value, target=target.value)
     draft = out.with_name(f".{out.name}.{os.getpid()}")
     try:
-        onnx.save(graph, str(draft))
+        save_graph(graph, draft)
         draft.replace(out)
     except OSError as error:
         raise UserError(f"{out} cannot be written: {error.strerror}") from error

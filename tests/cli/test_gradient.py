@@ -46,6 +46,16 @@ def test_what_cannot_be_differentiated_leaves_no_file(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["broken.onnx"]
 
 
+def test_a_graph_too_large_for_one_file_is_refused_and_leaves_none(
+    forward: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """2 GiB of weights are more than a test should hold: the limit is lowered."""
+    monkeypatch.setattr("sad_export.model.LARGEST_WEIGHTS", 1000)
+    with pytest.raises(UserError, match="beyond the 2 GiB of one ONNX file"):
+        run(str(forward))
+    assert [p.name for p in forward.parent.iterdir()] == ["forward.onnx"]
+
+
 def test_an_unwritable_destination_is_one_line(forward: Path) -> None:
     with pytest.raises(UserError, match="cannot be written"):
         run(str(forward), "--out", str(forward.parent / "absent" / "out.onnx"))

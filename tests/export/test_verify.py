@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 import torch
 from models import forward_onnx, small_cnn
@@ -13,7 +14,7 @@ from onnx import numpy_helper
 
 from sad_deploy.classifier import SADClassifier
 from sad_export import two_pass
-from sad_export.verify import VerificationError, verify
+from sad_export.verify import VerificationError, cpu_session, verify
 from sad_export.verify_forward import verify_forward
 from sad_runtime.manifest import Normalization
 
@@ -100,6 +101,19 @@ def test_non_finite_logits_are_refused(graph: onnx.ModelProto, reference: dict, 
 def test_one_image_is_not_enough(graph: onnx.ModelProto, reference: dict, tmp_path: Path) -> None:
     with pytest.raises(VerificationError, match="at least two images"):
         verify(saved(graph, tmp_path), IMAGES[:1], {name: value[:1] for name, value in reference.items()})
+
+
+def test_a_graph_beyond_one_message_is_opened_by_way_of_a_file(
+    graph: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """2 GiB of weights are more than a test should hold: the limit is lowered."""
+    model = ir.from_proto(graph)
+    names = ["logits", "saliency"]
+    inside = cpu_session(model).run(names, {"image": IMAGES})
+    monkeypatch.setattr("sad_export.verify.LARGEST_WEIGHTS", 1000)
+    outside = cpu_session(model).run(names, {"image": IMAGES})
+    for a, b in zip(inside, outside, strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.parametrize("normalization", list(Normalization))

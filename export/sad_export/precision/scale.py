@@ -125,7 +125,7 @@ def _largest(model: ir.Model, values: Sequence[ir.Value], images: Array) -> dict
         graph.append(ir.Node("", "Abs", [value], outputs=[size]))
         graph.append(ir.Node("", "ReduceMax", [size], [ir.AttrInt64("keepdims", 0)], outputs=[most]))
         graph.outputs.append(most)
-    session = cpu_session(ir.to_proto(model).SerializeToString())
+    session = cpu_session(model)
     found = session.run(None, {"image": images[:_IMAGES]})
     return {value: float(most) for value, most in zip(unique, found, strict=True)}
 

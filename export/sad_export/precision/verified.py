@@ -7,6 +7,7 @@ from pathlib import Path
 
 import onnx
 
+from ..model import save_graph
 from ..verify import Array, Verification, verify
 from .convert import lower, lower_to_integers
 from .parts import Part
@@ -48,10 +49,10 @@ def write_verified(
         VerificationError: Some figure is outside its tolerance.
     """
     if variant.is_fp32:
-        onnx.save(graph, str(path))
+        save_graph(graph, path)
         return verify(path, images, reference)
     if target == "cpu":
-        onnx.save(lower_to_integers(graph, variant, images[::_EVERY]), str(path))
+        save_graph(lower_to_integers(graph, variant, images[::_EVERY]), path)
         return verify(
             path, images, reference, precision=variant.lowest.value, allow_inaccurate=allow_inaccurate
         )
@@ -59,9 +60,9 @@ def write_verified(
     scales = gradient_scales(graph, images) if half_backward else None
     lowered = lower(graph, variant, gradient_scales=scales, images=images[::_EVERY])
     rounding = path.with_suffix(".rounding.onnx")
-    onnx.save(lowered.typed, str(path))
+    save_graph(lowered.typed, path)
     try:
-        onnx.save(lowered.rounding, str(rounding))
+        save_graph(lowered.rounding, rounding)
         return verify(
             path,
             images,

@@ -86,10 +86,9 @@ def _runs(
     outputs = list(model.graph.outputs)
     model.graph.outputs[:] = list(dict.fromkeys(values))
     try:
-        proto: Any = ir.to_proto(model)
+        session = cpu_session(model)
     finally:
         model.graph.outputs[:] = outputs
-    session = cpu_session(proto.SerializeToString())
     names = [output.name for output in session.get_outputs()]
     for start in range(0, len(images), at_once):
         yield dict(zip(names, session.run(None, {"image": images[start : start + at_once]}), strict=True))
