@@ -42,6 +42,7 @@ from measuring import machine, write_results
 
 from sad_deploy.fold import fold_batchnorm
 from sad_export import two_pass
+from sad_export.model import LARGEST_WEIGHTS
 from sad_export.precision import Variant, gradient_scales, lower
 from sad_export.tensorrt import build_engine
 from sad_runtime.errors import UserError
@@ -144,7 +145,7 @@ def _save(graph: onnx.ModelProto, path: Path) -> int:
     """Returns the bytes of the weights."""
     weights = sum(len(tensor.raw_data) for tensor in graph.graph.initializer)
     # A protobuf message ends at 2 GiB.
-    onnx.save(graph, str(path), save_as_external_data=weights > 2**31 - 2**24, location=f"{path.stem}.data")
+    onnx.save(graph, str(path), save_as_external_data=weights > LARGEST_WEIGHTS, location=f"{path.stem}.data")
     return weights
 
 

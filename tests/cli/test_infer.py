@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 from PIL import Image
 from runtime.backends import fake_gpu
-from runtime.tiny_bundle import linear_model, write_tiny_bundle
+from runtime.tiny_bundle import changed, linear_model, write_tiny_bundle
 
 from sad_deploy.cli import main
-from sad_runtime.bundle import Bundle, write_bundle
+from sad_runtime.bundle import Bundle
 from sad_runtime.devices import cuda_devices
 from sad_runtime.manifest import Engine
 from sad_runtime.tensorrt import Flavor
@@ -187,13 +187,11 @@ def test_short_gpu_memory_is_said_once_and_every_image_has_its_row(
     gpu = fake_gpu.install(monkeypatch, Flavor.RTX, free_bytes=2600)
     model = linear_model(fake_gpu.SHAPE, fake_gpu.CLASSES)
     bundle = Bundle.open(write_tiny_bundle(here / "sad-model", model))
-    with write_bundle(bundle.root) as draft:
-        draft.keep(bundle, *bundle.manifest.files)
+    engine = Engine("engines/e.plan", "engines/e.json", "model.onnx", "rtx", "fp32")
+    with changed(bundle.root, engines=(engine,)) as draft:
         draft.path("engines/e.plan")
         graph = bundle.manifest.files["model.onnx"]
         fake_gpu.write_engine(draft.root / "engines", Flavor.RTX, onnx_sha256=graph)
-        engine = Engine("engines/e.plan", "engines/e.json", "model.onnx", "rtx", "fp32")
-        draft.manifest = dataclasses.replace(bundle.manifest, files={}, engines=(engine,))
     assert run(monkeypatch, "images", "--backend", "rtx", "--saliency-stats", "--batch-size", "5") == 0
     assert capfd.readouterr().err.count("GPU memory is short: going on with batches of 2") == 1
     assert len(rows()) == len({row["path"] for row in rows()}) == 6
@@ -221,11 +219,10 @@ def test_backend_and_the_reason_for_it_are_said(
 def test_a_graph_that_was_written_for_the_cpu_needs_no_hint(
     here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    bundle = Bundle.open("sad-model")
-    with write_bundle(Path("sad-model")) as draft:
-        draft.keep(bundle, *bundle.manifest.files)
-        graphs = tuple(dataclasses.replace(graph, target="cpu") for graph in bundle.manifest.graphs)
-        draft.manifest = dataclasses.replace(bundle.manifest, files={}, graphs=graphs)
+    manifest = Bundle.open("sad-model").manifest
+    graphs = tuple(dataclasses.replace(graph, target="cpu") for graph in manifest.graphs)
+    with changed(Path("sad-model"), graphs=graphs):
+        pass
     assert run(monkeypatch, "images", "--backend", "cpu") == 0
     assert "hint:" not in capfd.readouterr().err
 
@@ -314,10 +311,8 @@ def test_archives_lists_and_standard_input_are_sources(here: Path) -> None:
 def test_duplicated_class_names_are_counted_apart(
     here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    bundle = Bundle.open("sad-model")
-    with write_bundle(Path("sad-model")) as draft:
-        draft.keep(bundle, *bundle.manifest.files)
-        draft.manifest = dataclasses.replace(bundle.manifest, files={}, classes=("crane",) * 4)
+    with changed(Path("sad-model"), classes=("crane",) * 4):
+        pass
     assert run(monkeypatch, "images") == 0
     counts = Counter(row["label"] for row in rows())
     text = capfd.readouterr().err

@@ -1,16 +1,15 @@
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 from pathlib import Path
 
 import pytest
 from runtime.backends.fake_gpu import write_engine
-from runtime.tiny_bundle import linear_model, write_tiny_bundle
+from runtime.tiny_bundle import changed, linear_model, write_tiny_bundle
 
 from sad_deploy.cli import main
-from sad_runtime.bundle import Bundle, write_bundle
+from sad_runtime.bundle import Bundle
 from sad_runtime.manifest import Engine
 from sad_runtime.tensorrt import Flavor
 
@@ -101,18 +100,14 @@ def test_names_with_markup_are_shown_as_they_are(
 def test_engines_are_shown_with_what_they_were_built_for(
     here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    bundle = Bundle.open("sad-model")
-    with write_bundle(Path("sad-model")) as draft:
-        draft.keep(bundle, *bundle.manifest.files)
+    engines = tuple(
+        Engine(f"engines/{name}.plan", f"engines/{name}.json", "model.onnx", "rtx", "fp32") for name in "ed"
+    )
+    with changed(Path("sad-model"), engines=engines) as draft:
         whole = write_engine(draft.path("engines/e.plan").parent, Flavor.RTX, tf32=True)
         damaged = draft.path("engines/d.json")
         damaged.write_text("{}")
         damaged.with_suffix(".plan").write_bytes(whole.read_bytes())
-        engines = tuple(
-            Engine(f"engines/{name}.plan", f"engines/{name}.json", "model.onnx", "rtx", "fp32")
-            for name in "ed"
-        )
-        draft.manifest = dataclasses.replace(bundle.manifest, files={}, engines=engines)
     monkeypatch.setenv("COLUMNS", "250")
     assert run(monkeypatch) == 0
     shown = capfd.readouterr().out

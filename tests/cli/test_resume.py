@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import random
@@ -18,9 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from runtime.tiny_bundle import linear_model, write_tiny_bundle
+from runtime.tiny_bundle import changed, linear_model, write_tiny_bundle
 
-from sad_runtime.bundle import Bundle, write_bundle
 from sad_runtime.manifest import Engine
 
 MAIN = [sys.executable, "-c", "from sad_deploy.cli import main; main()"]
@@ -197,15 +195,10 @@ def test_other_options_and_another_bundle_are_refused_by_name(here: Path) -> Non
 def test_a_bundle_that_was_exported_again_beside_its_graph_is_no_other_bundle(here: Path) -> None:
     """As by an engine that was built meanwhile: rows are what they were."""
     assert infer().returncode == 3
-    bundle = Bundle.open("sad-model")
-    with write_bundle(Path("sad-model")) as draft:
-        draft.keep(bundle, *bundle.manifest.files)
-        engine = Engine("engines/a.plan", "engines/a.json", "model.onnx", "rtx", "fp32")
+    engine = Engine("engines/a.plan", "engines/a.json", "model.onnx", "rtx", "fp32")
+    with changed(Path("sad-model"), engines=(engine,), calibration={"figure": 1.0}) as draft:
         for name in (engine.file, engine.sidecar):
             draft.path(name).write_text("{}")
-        draft.manifest = dataclasses.replace(
-            bundle.manifest, files={}, engines=(engine,), calibration={"figure": 1.0}
-        )
     again = infer("--resume")
     assert again.returncode == 3, again.stderr
     assert_every_image_once()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from sad_runtime.bundle import write_bundle
+from sad_runtime.bundle import Bundle, Draft, write_bundle
 from sad_runtime.manifest import (
     Color,
     Defence,
@@ -147,3 +149,13 @@ def write_tiny_bundle(
             graphs = (Graph("model.onnx", "fp32", "auto", "portable", {"label_agreement": 1.0}),)
         draft.manifest = manifest_of(model, graphs=graphs)
     return folder
+
+
+@contextlib.contextmanager
+def changed(folder: Path, **fields: object) -> Iterator[Draft]:
+    """A bundle written again with all its files, and some fields of its manifest; more files may be added."""
+    bundle = Bundle.open(folder)
+    with write_bundle(folder) as draft:
+        draft.keep(bundle, *bundle.manifest.files)
+        draft.manifest = dataclasses.replace(bundle.manifest, files={}, **fields)  # type: ignore[arg-type]
+        yield draft

@@ -13,30 +13,18 @@ from sad_runtime.errors import BackendError, BundleError, UserError
 from sad_runtime.manifest import Engine, Manifest, Preprocessing
 from sad_runtime.tensorrt import Flavor
 
-from ..tiny_bundle import LinearModel, write_tiny_bundle
+from ..tiny_bundle import LinearModel, changed, write_tiny_bundle
 from .fake_gpu import install, write_engine
 
 ENGINE_FILES = ("engines/e.plan", "engines/e.json")
 no_gpu = pytest.mark.skipif(cuda_devices().count > 0, reason="what is chosen where there is no GPU")
 
 
-def rewritten(folder: Path, change: object) -> Bundle:
-    """The bundle with another manifest and the same files."""
-    bundle = Bundle.open(folder)
-    with write_bundle(folder) as draft:
-        draft.keep(bundle, *bundle.manifest.files)
-        draft.manifest = dataclasses.replace(bundle.manifest, files={}, **change)  # type: ignore[arg-type]
-    return Bundle.open(folder)
-
-
 def with_engine(folder: Path) -> Bundle:
-    bundle = Bundle.open(folder)
-    with write_bundle(folder) as draft:
-        draft.keep(bundle, *bundle.manifest.files)
-        draft.path("engines/a.plan").write_bytes(b"a plan")
-        draft.path("engines/a.json").write_text("{}")
-        engine = Engine("engines/a.plan", "engines/a.json", "model.onnx", "rtx", "fp32")
-        draft.manifest = dataclasses.replace(bundle.manifest, files={}, engines=(engine,))
+    engine = Engine("engines/a.plan", "engines/a.json", "model.onnx", "rtx", "fp32")
+    with changed(folder, engines=(engine,)) as draft:
+        draft.path(engine.file).write_bytes(b"a plan")
+        draft.path(engine.sidecar).write_text("{}")
     return Bundle.open(folder)
 
 
@@ -81,7 +69,9 @@ def test_bundle_that_was_not_exported_says_how_to(tmp_path: Path, model: LinearM
 def test_graph_that_does_not_fit_the_manifest_is_refused(bundle_folder: Path) -> None:
     manifest: Manifest = Bundle.open(bundle_folder).manifest
     preprocessing = Preprocessing(manifest.preprocessing.color, 9, (9, 9))
-    bundle = rewritten(bundle_folder, {"preprocessing": preprocessing})
+    with changed(bundle_folder, preprocessing=preprocessing):
+        pass
+    bundle = Bundle.open(bundle_folder)
     with pytest.raises(BundleError, match=r"takes images of \(3, 8, 8\), the manifest says \(3, 9, 9\)"):
         open_backend(bundle)
 
