@@ -132,7 +132,7 @@ class Classifier:
         Args:
             sources: One folder, file, pattern, list or archive as the command line takes it; or an iterable,
                 endless if it likes, of image files' paths or of the items of
-                :func:`~sad_runtime.sources.open_sources`.
+                :func:`~sad_runtime.sources.open_sources`, which counts what it leaves out for its extension.
             batch_size: Consecutive images given to the backend at once.
             workers: Decoding threads; by default the cores this process may use.
             top_k: Classes in each ranking.

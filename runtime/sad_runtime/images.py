@@ -45,7 +45,7 @@ FORMATS = tuple(
 """Pillow's names of the formats that are read."""
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif"})
-"""File name endings by which a folder's images are found, in lower case."""
+"""File name extensions by which images are found in folders and archives, in lower case."""
 
 MAX_PIXELS = 89_478_485
 """Most pixels an image may have: Pillow's own limit, a quarter of a gibibyte in RGB."""

@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from sad_runtime.sources import Sources
 
 _HISTOGRAM_CLASSES = 10
-_NAMED_ENDINGS = 5
 
 _RESULTS = "Results"
 _PICTURES = "Pictures"
@@ -182,7 +181,7 @@ def infer(
     from sad_runtime.classifier import Classifier
     from sad_runtime.pipeline import Options, Pipeline
     from sad_runtime.results import STDOUT, EarlierRunError, RunRecord, Summary, open_output
-    from sad_runtime.sources import Shard, open_sources
+    from sad_runtime.sources import Shard, describe_left_out, open_sources
 
     part = Shard.parse(shard) if shard else None
     out = out or f"predictions.{table or ResultFormat.JSONL}"
@@ -264,7 +263,7 @@ def infer(
             output.publish(_columns(classifier, options, overlays=saliency is not None))
     _print(summary, output)
     if sources.other_endings:
-        print_status(_not_looked_at(sources.other_endings))
+        print_status(describe_left_out(sources.other_endings))
     for what, where in (("results", out), ("overlays", saliency), ("report", report)):
         if where and where != STDOUT:
             print_status(f"{what}: {where}")
@@ -417,15 +416,6 @@ def _print(summary: Summary, output: Output) -> None:
     if output.finished is not None and output.finished.skipped_failures:
         failed = _count(output.finished.skipped_failures, "image")
         print_warning(f"{failed} had failed before; --retry-errors tries again")
-
-
-def _not_looked_at(endings: Counter[str]) -> str:
-    named = [f"{n} {ending or 'without ending'}" for ending, n in endings.most_common(_NAMED_ENDINGS)]
-    rest = len(endings) - len(named)
-    return (
-        f"{_count(endings.total(), 'file')} in folders left out for not ending like an image: "
-        f"{', '.join(named)}{f' and {rest} more endings' if rest else ''}"
-    )
 
 
 def _by_name(classes: Counter[tuple[int, str]]) -> list[tuple[str, int]]:

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -117,13 +118,15 @@ def test_results_inside_the_input_are_not_read_again(here: Path, monkeypatch: py
         assert len(rows("images/out.jsonl")) == 6
 
 
-def test_files_of_other_endings_in_a_folder_are_counted(
-    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("kind", ["folder", "zip", "tar", "gztar"])
+def test_files_of_other_extensions_are_counted_alike_in_folders_and_archives(
+    kind: str, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("notes.txt", "more.TXT", "README", ".hidden"):
+    for name in ("IMG_1.HEIC", "img_2.heic", "README", ".hidden", ".hidden.heic"):
         (here / "images" / name).touch()
-    assert run(monkeypatch, "images") == 0
-    expected = "3 files in folders left out for not ending like an image: 2 .txt, 1 without ending"
+    source = "images" if kind == "folder" else shutil.make_archive("packed", kind, "images")
+    assert run(monkeypatch, source) == 0
+    expected = "3 files left out for not having an image's extension: 2 .heic, 1 without extension\n"
     assert expected in capsys.readouterr().err
 
 

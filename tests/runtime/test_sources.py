@@ -26,7 +26,17 @@ from hypothesis import strategies as st
 
 from sad_runtime.errors import ErrorCode, ImageError, UserError
 from sad_runtime.images import MAX_FILE_BYTES
-from sad_runtime.sources import FileItem, Item, Shard, Stamp, absolute, open_sources, read_file
+from sad_runtime.sources import (
+    FileItem,
+    Item,
+    LeftOut,
+    Shard,
+    Stamp,
+    absolute,
+    describe_left_out,
+    open_sources,
+    read_file,
+)
 from sad_runtime.sources.names import sorted_names
 from sad_runtime.sources.seen import SeenNames
 
@@ -814,6 +824,120 @@ def test_truncated_zip_is_refused_and_damaged_members_fail(tmp_path: Path) -> No
     data[second : second + 4] = b"oops"
     (tmp_path / "a.zip").write_bytes(data)
     assert list(outcomes(str(tmp_path / "a.zip")).values()) == [ErrorCode.CORRUPT, ErrorCode.CORRUPT, b"3"]
+
+
+# What is left out
+
+
+MIXED = [
+    "a.jpg",
+    "IMG_1.HEIC",
+    "IMG_1.heic.txt",
+    "README",
+    "ends.with.a.dot.",
+    "inner.tar.gz",
+    "inner.zip",
+    "sub/img_2.heic",
+    "sub/b.PNG",
+    "sub/deep/LICENSE",
+    "sub/.DS_Store",
+    ".hidden.heic",
+    ".hidden/img_3.heic",
+    "__MACOSX/._a.heic",
+]
+
+
+def left_out(*sources: str | Path, **options: object) -> dict[str, int]:
+    with open_sources(list(map(os.fspath, sources)), **options) as opened:
+        for _ in opened:
+            pass
+        return dict(opened.other_endings)
+
+
+@pytest.fixture
+def mixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    for name in [*MIXED, "empty.folder/", "sub/deep/empty/"]:
+        path = tmp_path / "mixed" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.mkdir() if name.endswith("/") else path.touch()
+    (tmp_path / "mixed/dangling.mov").symlink_to("nowhere")
+    return tmp_path / "mixed"
+
+
+@pytest.mark.parametrize("packing", ["folder", "zip", *PACKINGS])
+def test_the_same_is_left_out_of_a_folder_and_of_an_archive_of_it(packing: str, mixed: Path) -> None:
+    name = "mixed"
+    if packing == "zip":
+        name = shutil.make_archive("mixed", "zip", "mixed")
+        with zipfile.ZipFile(name, "a") as file:  # make_archive passes over it
+            file.writestr("dangling.mov", "nowhere")
+    elif packing != "folder":
+        with tarfile.open(name := f"mixed{packing}", f"w:{packing[5:]}") as file:
+            file.add("mixed", ".")
+    assert left_out(name) == {".heic": 2, ".txt": 1, "": 2, ".": 1, ".gz": 1, ".zip": 1, ".mov": 1}
+
+
+def test_what_was_left_out_is_of_the_last_iteration_alone(mixed: Path) -> None:
+    with open_sources(["mixed"]) as opened:
+        assert opened.other_endings.total() == 0
+        for _ in range(2):
+            assert len(list(opened)) == 2
+            assert opened.other_endings[".heic"] == 2
+        assert opened.count() == 2
+
+
+def test_a_file_that_is_read_because_it_was_named_is_not_left_out(mixed: Path) -> None:
+    write_zip(mixed / "inner.zip", {"x.jpg": b"x", "y.mov": b"y"})
+    named = ["mixed/sub/img_2.heic", "mixed/inner.zip", "mixed/.hidden.heic"]
+    expected = {".heic": 1, ".txt": 1, "": 2, ".": 1, ".gz": 1, ".mov": 2}
+    assert left_out("mixed", *named, *named) == left_out(*named, "mixed", "mixed/sub") == expected
+
+
+def test_results_are_not_left_out(mixed: Path) -> None:
+    before = left_out("mixed")
+    for name in ("out.jsonl", "out.jsonl.partial", "out.jsonl.partial.run.json"):
+        (mixed / name).touch()
+    assert sum(left_out("mixed").values()) == sum(before.values()) + 3
+    assert left_out("mixed", exclude=["mixed/out.jsonl"]) == before
+    (mixed / "sub" / "out.jsonl").touch()
+    (mixed / "out.jsonl2").touch()
+    assert left_out("mixed", exclude=["mixed/out.jsonl"]) == {**before, ".jsonl": 1, ".jsonl2": 1}
+
+
+def test_extensions_of_a_stranger_take_little_memory_and_are_all_counted(tmp_path: Path) -> None:
+    long = [(f"{i}.{'x' * 30_000}{i}", b"") for i in range(50)]
+    odd = [("a.\x1b[2J", b""), ("b.line\nend", b""), ("c.\u202e", b"")]
+    many = [(f"{i}.e{i}", b"") for i in range(1000)]
+    write_zip(tmp_path / "a.zip", {"a.jpg": b"", **dict(long), **dict(odd), **dict(many)})
+    (tmp_path / "a.tar").write_bytes(tar_bytes([("a.jpg", b""), *long, *odd, *many]))
+    for name in ("a.zip", "a.tar"):
+        counts = left_out(tmp_path / name)
+        assert sum(counts.values()) == 1053
+        assert len(counts) <= 101
+        assert all(len(extension) <= 16 and extension.isprintable() for extension in counts)
+
+
+def test_the_words_about_what_was_left_out_add_up() -> None:
+    files = LeftOut()
+    for extension, n in ((".heic", 9), ("", 5), (".mov", 4), (".txt", 3), (".pdf", 2), (".a", 1), (".b", 1)):
+        for _ in range(n):
+            files.add(f"x{extension}")
+    files.add("x.much-too-long-to-be-a-name")
+    assert describe_left_out(files.counts, "photos/") == (
+        "26 files in photos/ left out for not having an image's extension: "
+        "9 .heic, 5 without extension, 4 .mov, 3 .txt, 2 .pdf, 3 others"
+    )
+    only = LeftOut()
+    only.add("X.TXT")
+    assert describe_left_out(only.counts) == "1 file left out for not having an image's extension: 1 .txt"
+
+
+def test_what_is_found_in_no_archive_and_no_folder_has_a_hint_of_what_would_be(tmp_path: Path) -> None:
+    write_zip(tmp_path / "phone.zip", {"IMG_1.HEIC": b"x"})
+    with pytest.raises(UserError, match="no image in it") as caught:
+        open_sources([str(tmp_path / "phone.zip")])
+    assert "inside folders and archives" in (caught.value.hint or "")
 
 
 @settings(max_examples=200, deadline=None)

@@ -5,17 +5,22 @@ standard library, ``errors`` and the limits of ``images``.
 """
 
 from .items import FileItem, Item, MemberItem, Stamp, absolute, read_file
+from .left_out import LeftOut, describe_left_out
+from .names import has_image_ending
 from .opening import Sources, open_sources
 from .shard import Shard
 
 __all__ = [
     "FileItem",
     "Item",
+    "LeftOut",
     "MemberItem",
     "Shard",
     "Sources",
     "Stamp",
     "absolute",
+    "describe_left_out",
+    "has_image_ending",
     "open_sources",
     "read_file",
 ]

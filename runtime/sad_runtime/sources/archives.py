@@ -27,6 +27,7 @@ from typing import IO, Any, BinaryIO, cast
 from ..errors import ErrorCode, ImageError
 from ..images import MAX_FILE_BYTES
 from .items import FailedItem, MemberItem, Stamp, too_large, unreadable
+from .left_out import LeftOut
 from .names import has_image_ending
 from .seen import SeenNames
 
@@ -75,13 +76,17 @@ class Archive:
         """Close the file; members that were not read yet cannot be any more."""
         self._close()
 
-    def members(self) -> Iterator[MemberItem | TarMember | FailedItem]:
+    def members(self, left_out: LeftOut) -> Iterator[MemberItem | TarMember | FailedItem]:
         """Regular files with an image's ending that are not hidden; links and devices of such a name fail.
 
         If the archive is damaged, its last item is one that says so, with the archive's name. Names are made
         safe: they stay under the archive's own, and a name that occurs again gets a number. May be used once.
+
+        Args:
+            left_out: Told of members without an image's ending, as of files in a folder: not of directories
+                nor of what is hidden. A link counts as a file; where it leads is not looked at.
         """
-        names = _Names(self.name)
+        names = _Names(self.name, left_out)
         try:
             yield from self._of_zip(names) if self._zip is not None else self._of_tar(names)
         except Exception as error:
@@ -184,14 +189,18 @@ class TarMember:
 class _Names:
     """Safe, unique names for the images among an archive's members."""
 
-    def __init__(self, archive: str) -> None:
+    def __init__(self, archive: str, left_out: LeftOut) -> None:
         self._archive = archive
+        self._left_out = left_out
         self._seen = SeenNames()
 
     def of(self, member: str) -> str | None:
-        """The item's name; ``None`` for a hidden member or one without an image's ending."""
+        """The item's name; ``None`` for a hidden member, and for one to leave out, which is counted."""
         parts = [part for part in member.replace("\0", "").split("/") if part not in ("", ".", "..")]
-        if not parts or not has_image_ending(parts[-1]) or any(part.startswith(".") for part in parts):
+        if not parts or any(part.startswith(".") for part in parts):
+            return None
+        if not has_image_ending(parts[-1]):
+            self._left_out.add(parts[-1])
             return None
         path = "/".join(parts)
         stem, _, ending = path.rpartition(".")

@@ -42,9 +42,9 @@ def open_sources(
     A SOURCE is, in this order: ``-``, paths on standard input; a file, folder or archive of that name;
     ``@LIST``, a file of paths; a pattern (``*``, ``?``, ``[…]``, ``**``) as a shell reads it.
 
-    - A folder is searched below, by file name ending. Hidden entries are left out. Links are followed; each
-      real folder is read once. A folder below it that cannot be read is an item that fails.
-    - A file named by itself is taken whatever its ending.
+    - A folder is searched below, by file name extension. Hidden entries are left out. Links are followed;
+      each real folder is read once. A folder below it that cannot be read is an item that fails.
+    - A file named by itself is taken whatever its extension.
     - Archives (zip, tar, tar.gz, tar.bz2, tar.xz) are read in place, if named; not those found in a folder.
     - Paths of a list are relative to the working directory, one a line, or separated by null characters if
       it holds any. They may be folders and archives. One that does not exist is an item that fails.
@@ -74,10 +74,12 @@ def open_sources(
         else:
             problems.append(f"{text} ({problem})")
     if problems:
-        endings = f"inside folders, images are found by their endings: {' '.join(sorted(EXTENSIONS))}"
+        known = " ".join(sorted(EXTENSIONS))
         raise UserError(
             f"nothing to read from {', '.join(problems)}",
-            hint=endings if any(_NO_IMAGE in problem for problem in problems) else None,
+            hint=f"inside folders and archives, images are found by their extensions: {known}"
+            if any(_NO_IMAGE in problem for problem in problems)
+            else None,
         )
     return Sources(found, excluded, shard, stdin or sys.stdin)
 
@@ -95,8 +97,8 @@ class Sources:
     Attributes:
         base: Deepest folder (absolute) that holds all sources; relative to it every item's name is unique.
             The root, if there is standard input: nothing is known of its paths beforehand.
-        other_endings: Of the last iteration, as far as it went: files in folders that were left out because
-            they do not end like an image, by ending.
+        other_endings: Of the last iteration, as far as it went: files in folders and archives that were left
+            out because they do not end like an image, by extension; see :class:`~.left_out.LeftOut`.
     """
 
     def __init__(
@@ -118,7 +120,7 @@ class Sources:
             RuntimeError: Standard input has been read before.
         """
         walk = Walk(self._excluded, self._opened, sorted_names)
-        self.other_endings = walk.other_endings
+        self.other_endings = walk.left_out.counts
         for k, entry in enumerate(self._entries(walk)):
             if self._shard.owns(k):
                 yield entry.held() if isinstance(entry, TarMember) else entry

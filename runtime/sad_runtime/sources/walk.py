@@ -11,17 +11,16 @@ import glob
 import heapq
 import os
 import weakref
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 
 from ..errors import ImageError
 from .archives import Archive, TarMember, is_archive_name
 from .items import FailedItem, FileItem, Item, unreadable
+from .left_out import LeftOut
 from .names import has_image_ending, sorted_names
 from .seen import SeenNames
 
 _PARENTS_KEPT = 4096
-_ENDINGS_KEPT = 100
 
 
 class Walk:
@@ -33,8 +32,8 @@ class Walk:
         sort: How the entries of a folder are put in order; ``iter`` for counting, where any order will do.
 
     Attributes:
-        other_endings: Files in folders that were left out because they do not end like an image, by ending in
-            lower case; from the hundredth ending on, all under one name.
+        left_out: Files in folders and archives that were passed over because they do not end like an image;
+            not what is hidden, what is read because it was named by itself, nor results.
     """
 
     def __init__(
@@ -45,9 +44,11 @@ class Walk:
     ) -> None:
         self._excluded = excluded
         self._excluded_names = {os.path.basename(path) for path in excluded}  # noqa: PTH119
+        # What is kept beside results while they are written is called NAME.partial and the like.
+        self._beside_excluded = tuple(f"{path}." for path in excluded)
         self._opened = opened
         self._sort = sort
-        self.other_endings: Counter[str] = Counter()
+        self.left_out = LeftOut()
         self._folders: set[str] = set()
         self._files = SeenNames()
         self._real_parent = functools.lru_cache(_PARENTS_KEPT)(os.path.realpath)
@@ -108,7 +109,7 @@ class Walk:
         if name == os.curdir:
             here = ""
         try:
-            for entry in self._sort(self._scan(name, here, linked)):
+            for entry in self._sort(self._scan(name, here, real, linked)):
                 if entry.endswith("/"):
                     yield here + entry[:-1], real_here + entry[:-1]
                 elif f"{real}/{entry}" not in self._files and not self._is_excluded_file(real_here, entry):
@@ -119,7 +120,7 @@ class Walk:
                 code = unreadable(error).code
                 yield FailedItem(name, code, f"the folder cannot be read: {error.strerror}")
 
-    def _scan(self, name: str, here: str, linked: list[tuple[str, str]]) -> Iterator[str]:
+    def _scan(self, name: str, here: str, real: str, linked: list[tuple[str, str]]) -> Iterator[str]:
         """Names of images and, with a slash at the end, of folders; links to folders go to ``linked``."""
         with os.scandir(name) as entries:
             for entry in entries:
@@ -133,12 +134,13 @@ class Walk:
                 elif has_image_ending(entry.name):
                     yield entry.name
                 else:
-                    self._leave_out(entry.name)
+                    self._leave_out(real, entry.name)
 
-    def _leave_out(self, name: str) -> None:
-        ending = os.path.splitext(name)[1].lower()  # noqa: PTH122
-        known = ending in self.other_endings or len(self.other_endings) < _ENDINGS_KEPT
-        self.other_endings[ending if known else "…"] += 1
+    def _leave_out(self, real: str, own: str) -> None:
+        path = f"{real}/{own}"
+        is_result = path in self._excluded or path.startswith(self._beside_excluded)
+        if not is_result and path not in self._files:
+            self.left_out.add(own)
 
     def _file(self, name: str) -> Iterator[Item]:
         if self._is_new(name):
@@ -153,7 +155,7 @@ class Walk:
             yield FailedItem(name, error.code, error.message)
             return
         self._opened.add(archive)
-        yield from archive.members()
+        yield from archive.members(self.left_out)
 
     def _is_new(self, name: str) -> bool:
         """Whether a file that is named by itself has not been found before; it is remembered."""
@@ -161,12 +163,15 @@ class Walk:
             return True
         parent, own = os.path.split(os.path.abspath(name))  # noqa: PTH100
         real = self._real_parent(parent)
-        covered = real in self._folders and has_image_ending(own) and not own.startswith(".")
-        if covered and os.path.lexists(name):
+        covered = real in self._folders and not own.startswith(".") and os.path.lexists(name)
+        if covered and has_image_ending(own):
             return False
         if self._is_excluded(real) or self._is_excluded_file(os.path.join(real, ""), own):  # noqa: PTH118
             return False
-        return self._files.add(f"{real}/{own}")
+        new = self._files.add(f"{real}/{own}")
+        if new and covered:
+            self.left_out.take_back(own)
+        return new
 
     def _is_excluded_file(self, real_here: str, own: str) -> bool:
         # The name first: a link may lead to an excluded file, but asking about each is too slow.
