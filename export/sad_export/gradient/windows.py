@@ -24,7 +24,7 @@ import onnx_ir as ir
 from . import blocked
 from .emitter import Dgrad, Emitter, Interleaved, Target
 from .rules import attribute, operand
-from .values import shape_of, static
+from .values import Unsupported, shape_of, static
 
 Tap = tuple[int, ...]
 """The index of a kernel element, one number an axis."""
@@ -93,9 +93,15 @@ def window_axes(node: ir.Node, kernel: Sequence[int]) -> list[Axis]:
     for i, (size, out, k, s, d) in enumerate(zip(sizes, outs, kernel, strides, dilations, strict=True)):
         begin, end = pads[i], pads[rank + i]
         if auto_pad in ("SAME_UPPER", "SAME_LOWER"):
+            if d > 1 and node.op_type != "Conv":
+                raise Unsupported(
+                    "auto_pad of a dilated pool, which runtimes pad otherwise than the standard"
+                )
             total = max(0, (out - 1) * s + (k - 1) * d + 1 - size)
             begin = total // 2 if auto_pad == "SAME_UPPER" else total - total // 2
             end = total - begin
+        if (out - 1) * s >= size + begin:
+            raise Unsupported("ceil_mode with a window that lies wholly in padding")
         axes.append(Axis(size, out, k, s, d, begin, end))
     return axes
 

@@ -11,6 +11,7 @@ that exporters leave behind.
    the file larger.
 3. The computed target of a Reshape with one dynamic dimension becomes a constant with −1 for it.
 4. A node of an unknown operator, or one whose inference fails, keeps the shapes that the file states.
+5. Pools whose windows inference counts otherwise than runtimes do are written out (``window_sizes``).
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
+
+from .window_sizes import WINDOWED, write_out_windows
 
 Array = np.ndarray[Any, Any]
 
@@ -81,6 +84,7 @@ class _Walk:
         outputs = set(self.graph.outputs)
         modified = False
         for node in list(self.graph):
+            modified |= self._write_out_windows(node)
             self._infer(node)
             self._evaluate(node)
             for value in node.outputs:
@@ -112,6 +116,20 @@ class _Walk:
             kind = _type(tensor.dtype, array.shape)
             self.known[value] = _Known((kind, kind), (array, array))
         return self.known.get(value)
+
+    def _write_out_windows(self, node: ir.Node) -> bool:
+        """Case 5."""
+        if node.op_type not in WINDOWED or not node.inputs or node.inputs[0] is None:
+            return False
+        source = self._of(node.inputs[0])
+        sizes = (_dims(source.types[0]) or [])[2:] if source is not None else []
+        kernel = node.attributes.get_ints("kernel_shape")
+        if kernel is None and len(node.inputs) > 1 and node.inputs[1] is not None:
+            weight = self._of(node.inputs[1])
+            kernel = (_dims(weight.types[0]) or [])[2:] if weight is not None else None
+        if not sizes or kernel is None or not all(isinstance(n, int) for n in (*sizes, *kernel)):
+            return False
+        return write_out_windows(node, [int(n) for n in sizes], [int(n) for n in kernel])  # type: ignore[arg-type]
 
     def _infer(self, node: ir.Node) -> None:
         inputs = [self._of(value) for value in node.inputs if value is not None]
