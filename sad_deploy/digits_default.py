@@ -11,7 +11,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -20,6 +19,9 @@ import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from sad_runtime.errors import UserError
+from sad_runtime.files import written_whole
 
 from .data.digits import digits_splits
 from .data.image_set import ImageSet, every_batch, training_batches
@@ -189,14 +191,8 @@ def _read(file: Path) -> dict[str, Tensor] | None:
 def _write(file: Path, state: dict[str, Tensor]) -> bool:
     """Write by rename, so that a reader never sees half a file. Without a writable cache, go on without."""
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=file.parent, prefix=file.name)
-        os.close(descriptor)
-        try:
-            safetensors.torch.save_file(state, temporary, metadata={_DIGEST: _digest(state)})
-            Path(temporary).replace(file)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
-    except (OSError, safetensors.SafetensorError):
+        with written_whole(file) as draft:
+            safetensors.torch.save_file(state, draft, metadata={_DIGEST: _digest(state)})
+    except (UserError, safetensors.SafetensorError):
         return False
     return True

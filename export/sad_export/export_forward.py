@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import onnx
 from PIL import Image
 
 from sad_runtime.errors import ImageError, UserError
+from sad_runtime.files import Destination
 from sad_runtime.manifest import Color, Normalization, Preprocessing
 from sad_runtime.preprocess import load
 from sad_runtime.sources import open_sources
@@ -37,6 +37,7 @@ class ForwardExport:
 
     Attributes:
         graph: The two-pass file.
+        bytes: Its size.
         dgrad: How its convolutions are differentiated: as asked, but ``conv`` where no engine could be built
             of ``auto``.
         verification: Figures of the float32 graph against the forward graph.
@@ -46,6 +47,7 @@ class ForwardExport:
     """
 
     graph: Path
+    bytes: int
     dgrad: str
     verification: ForwardVerification
     engine: EngineInfo | None
@@ -100,6 +102,11 @@ def export_forward(
             hint="--images FOLDER, with images like those that will be classified",
         )
     flavor = engine.check() if engine else None
+    destination = Destination.of(out, regular=flavor is not None)
+    destination.check()
+    if flavor is not None:
+        for beside in (engine_beside(out, flavor), engine_beside(out, flavor).with_suffix(".json")):
+            Destination.of(beside, regular=True)
 
     def written_as(dgrad: str) -> onnx.ModelProto:
         return two_pass(
@@ -131,9 +138,8 @@ def export_forward(
     channels, height, width = (dim.dim_value for dim in chw)
     count = IMAGES_IN_INT8 if variant.uses_int8 else IMAGES_VERIFIED
     pixels = _real(images, count, channels, height, width) if images else _noise(channels, height, width)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
-        draft = Path(folder) / out.name
+    with destination.folder() as folder:
+        draft = folder / out.name
 
         def verified(
             graph: onnx.ModelProto,
@@ -172,9 +178,10 @@ def export_forward(
                 verification, lowered, shortfalls = verified(written_as(chosen_dgrad))
                 info = engine.build(draft, draft.with_name(plan.name))
             for made in (plan, plan.with_suffix(".json")):
-                draft.with_name(made.name).replace(made)
-        draft.replace(out)
-    return ForwardExport(out, chosen_dgrad, verification, info, lowered, tuple(shortfalls))
+                Destination.of(made, regular=True).put(draft.with_name(made.name))
+        size = draft.stat().st_size
+        destination.put(draft)
+    return ForwardExport(out, size, chosen_dgrad, verification, info, lowered, tuple(shortfalls))
 
 
 def engine_beside(graph: Path, flavor: Flavor) -> Path:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-import secrets
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from .errors import UserError, reason_of
+from .errors import UserError
+from .files import written_whole
 from .sources import absolute
 
 MIN_SIDE = 224
@@ -175,18 +175,9 @@ class OverlayWriter:
             UserError: It cannot be written.
         """
         target = self.path(name)
-        temporary = target.with_name(f".{secrets.token_hex(8)}.partial")
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                rendered = render(image, saliency, self.intensity)
-                rendered.save(temporary, "PNG", compress_level=1, compress_type=_RUN_LENGTHS)
-                temporary.replace(target)
-            finally:
-                temporary.unlink(missing_ok=True)
-        except OSError as error:
-            reason = reason_of(error)
-            raise UserError(f"cannot write the overlay {target}: {reason}") from error
+        with written_whole(target, option="--saliency") as draft:
+            rendered = render(image, saliency, self.intensity)
+            rendered.save(draft, "PNG", compress_level=1, compress_type=_RUN_LENGTHS)
         return target
 
 

@@ -12,6 +12,7 @@ import typer
 from sad_runtime.backend_choice import BackendChoice
 from sad_runtime.errors import MissingExtraError
 from sad_runtime.extras import require
+from sad_runtime.files import Destination, written_whole
 
 from .console import (
     EXIT_SOME_IMAGES_FAILED,
@@ -78,14 +79,13 @@ def benchmark(
     """Measure decoding, the model with and without the defence, and all of it together, on this machine."""
     from sad_runtime.benchmark import Options
     from sad_runtime.benchmark import benchmark as measure
-    from sad_runtime.benchmark.files import check_writable, write_whole
     from sad_runtime.benchmark.plot import check_plot, draw
     from sad_runtime.sources import open_sources
 
-    check_writable(out, "--out")
+    Destination.of(out).check()
     if plot is not None:
         check_plot(plot)
-        check_writable(plot, "--plot")
+        Destination.of(plot, option="--plot").check()
     options = Options(
         backends=tuple(backend or ()),
         precisions=tuple(precision or ()),
@@ -101,9 +101,11 @@ def benchmark(
         progress = stack.enter_context(_progress())
         stack.enter_context(interruptible("no figures were written"))
         result = measure(bundle, items, options, single_pass=single_pass, progress=progress)
-    write_whole(out, result.to_json().encode())
+    with written_whole(out, regular=False) as draft:
+        draft.write_text(result.to_json(), encoding="utf-8")
     if plot is not None:
-        write_whole(plot, draw(result, plot))
+        with written_whole(plot, option="--plot", regular=False) as draft:
+            draft.write_bytes(draw(result, plot))
     _print(result)
     for what, where in (("figures", out), ("plot", plot)):
         if where is not None:

@@ -234,7 +234,7 @@ def export(
         _print_figures(f"{in_fp32} against {source}", dataclasses.asdict(made.verification))
         if made.lowered is not None:
             _print_figures(f"{made.graph} against its float32 form", made.lowered.as_dict())
-        _print_written(str(made.graph), made.graph.stat().st_size, made.shortfalls)
+        _print_written(str(made.graph), made.bytes, made.shortfalls)
         info = made.engine
         for each in Flavor:
             stale = engine_beside(out, each)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from sad_runtime.errors import UserError
 from sad_runtime.extras import require
+from sad_runtime.files import Destination, written_whole
 
 from .console import print_status
 from .export import DgradOption, TargetOption, refuse_same_file
@@ -39,16 +38,10 @@ def gradient(
     from sad_export.model import save_graph
 
     out = out or forward.with_suffix(".gradient.onnx")
+    Destination.of(out).check()
     refuse_same_file(forward, out)
     graph = input_gradient(forward, logits=logits, dgrad=dgrad.value, target=target.value)
-    draft = out.with_name(f".{out.name}.{os.getpid()}")
-    try:
+    with written_whole(out, regular=False) as draft:
         save_graph(graph, draft)
-        draft.replace(out)
-    except OSError as error:
-        raise UserError(f"{out} cannot be written: {error.strerror}") from error
-    finally:
-        draft.unlink(missing_ok=True)
-    print_status(
-        f"{out}: {out.stat().st_size / 1e6:.2f} MB; outputs logits (N, K) and gradient, shaped as the image"
-    )
+        size = draft.stat().st_size
+    print_status(f"{out}: {size / 1e6:.2f} MB; outputs logits (N, K) and gradient, shaped as the image")

@@ -124,9 +124,9 @@ def test_a_base_install_measures_all_but_the_single_pass_and_says_so(
         (["--batch", "0"], "Invalid value for '--batch'"),
         (["--seconds", "nan"], "--seconds"),
         (["--seconds", "inf"], "seconds must be a finite number of at least 0, got inf"),
-        (["--out", "absent/f.json"], "cannot write absent/f.json: No such file or directory"),
+        (["--out", "text.png/f.json"], "cannot write text.png/f.json: Not a directory"),
         (["--out", "images"], "images is a folder; --out names a file"),
-        (["--plot", "absent/p.svg"], "cannot write absent/p.svg: No such file or directory"),
+        (["--plot", "text.png/p.svg"], "cannot write text.png/p.svg: Not a directory"),
         (["--plot", "p.jpg"], "its ending must be one of .png, .svg, .pdf"),
     ],
 )

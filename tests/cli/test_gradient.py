@@ -57,5 +57,10 @@ def test_a_graph_too_large_for_one_file_is_refused_and_leaves_none(
 
 
 def test_an_unwritable_destination_is_one_line(forward: Path) -> None:
-    with pytest.raises(UserError, match="cannot be written"):
-        run(str(forward), "--out", str(forward.parent / "absent" / "out.onnx"))
+    with pytest.raises(UserError, match=r"cannot write .*out\.onnx: Not a directory"):
+        run(str(forward), "--out", str(forward / "out.onnx"))
+
+
+def test_a_folder_that_does_not_exist_is_made(forward: Path) -> None:
+    run(str(forward), "--out", str(forward.parent / "new" / "folder" / "out.onnx"))
+    onnx.checker.check_model(str(forward.parent / "new" / "folder" / "out.onnx"))

@@ -6,7 +6,6 @@ import importlib.util
 import io
 import itertools
 import json
-import shutil
 import subprocess
 import sys
 import time
@@ -24,7 +23,6 @@ from PIL import Image
 
 from sad_runtime.backend_choice import BackendChoice
 from sad_runtime.benchmark import DEFAULT_BATCH_SIZES, Benchmark, Options, benchmark
-from sad_runtime.benchmark.files import check_writable, write_whole
 from sad_runtime.benchmark.photographs import make_photographs
 from sad_runtime.benchmark.plan import batch_sizes
 from sad_runtime.benchmark.plot import check_plot, draw
@@ -346,26 +344,6 @@ print(json.dumps(sorted(sys.modules)))
     loaded = set(json.loads(run.stdout))
     assert "onnxruntime" in loaded
     assert not {"torch", "onnx", "onnx_ir", "matplotlib", "sad_export", "sad_deploy"} & loaded
-
-
-def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
-    path = tmp_path / "figures.json"
-    path.write_bytes(b"old")
-    check_writable(path, "--out")
-    assert path.read_bytes() == b"old"
-    write_whole(path, b"new")
-    assert path.read_bytes() == b"new"
-    assert list(tmp_path.iterdir()) == [path]
-    shutil.rmtree(tmp_path)
-    with pytest.raises(UserError, match=r"cannot write .*figures\.json: No such file or directory"):
-        write_whole(path, b"newer")
-
-
-def test_a_file_that_cannot_be_written_is_found_out_beforehand(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is a folder; --plot names a file"):
-        check_writable(tmp_path, "--plot")
-    with pytest.raises(UserError, match="No such file or directory"):
-        check_writable(tmp_path / "absent" / "figures.json", "--out")
 
 
 @pytest.fixture

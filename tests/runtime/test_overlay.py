@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -153,16 +154,25 @@ def test_image_outside_the_base_is_never_written(tmp_path: Path) -> None:
         writer.path(tmp_path / "in" / ".." / "other.png")
 
 
-def test_link_in_the_place_of_an_overlay_is_replaced_not_followed(tmp_path: Path) -> None:
-    victim = tmp_path / "victim.png"
-    victim.write_text("precious")
+def test_link_in_the_place_of_an_overlay_is_followed_not_replaced(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere.png"
+    elsewhere.write_text("an earlier picture")
     writer = OverlayWriter(tmp_path / "out", tmp_path)
-    (tmp_path / "out" / "x.png.png").symlink_to(victim)
+    (tmp_path / "out" / "x.png.png").symlink_to(elsewhere)
     zeros = np.zeros((3, 8, 8), np.float32)
     written = writer.write(tmp_path / "x.png", zeros, zeros)
-    assert victim.read_text() == "precious"
-    with Image.open(written) as picture:
+    assert written.is_symlink()
+    with Image.open(elsewhere) as picture:
         assert picture.format == "PNG"
+
+
+def test_pipe_in_the_place_of_an_overlay_is_refused_and_stays(tmp_path: Path) -> None:
+    writer = OverlayWriter(tmp_path / "out", tmp_path)
+    os.mkfifo(tmp_path / "out" / "x.png.png")
+    zeros = np.zeros((3, 8, 8), np.float32)
+    with pytest.raises(UserError, match=r"x\.png\.png is a pipe, which is not replaced"):
+        writer.write(tmp_path / "x.png", zeros, zeros)
+    assert (tmp_path / "out" / "x.png.png").is_fifo()
 
 
 def test_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
@@ -175,6 +185,6 @@ def test_overlay_that_cannot_be_written_is_one_line_and_leaves_no_part(tmp_path:
     writer = OverlayWriter(tmp_path / "out", tmp_path)
     (tmp_path / "out" / "x.png.png").mkdir()
     zeros = np.zeros((3, 8, 8), np.float32)
-    with pytest.raises(UserError, match="cannot write the overlay"):
+    with pytest.raises(UserError, match=r"x\.png\.png is a folder; --saliency names a file"):
         writer.write(tmp_path / "x.png", zeros, zeros)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["x.png.png"]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sad_runtime.bundle.read import sha256
+from sad_runtime.files import written_whole
 from sad_runtime.tensorrt import EngineInfo, Flavor, error_log, load_tensorrt
 from sad_runtime.version import __version__
 
@@ -87,7 +88,8 @@ def build_engine(
     if info is None:
         started = time.monotonic()
         built = _built(trt, chosen, onnx_path, batch, options, _Timing(cache, trt, targets), log)
-        engine_path.write_bytes(built.plan)
+        with written_whole(engine_path) as draft:
+            draft.write_bytes(built.plan)
         info = EngineInfo(
             flavor=chosen.value,
             version=str(trt.__version__),
@@ -107,7 +109,8 @@ def build_engine(
         )
         if cache is not None:
             cache.put(key, engine_path, info)
-    engine_path.with_suffix(".json").write_text(info.as_json(), encoding="utf-8")
+    with written_whole(engine_path.with_suffix(".json")) as draft:
+        draft.write_text(info.as_json(), encoding="utf-8")
     return info
 
 

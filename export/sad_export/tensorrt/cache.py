@@ -14,7 +14,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import secrets
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -22,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from sad_runtime.bundle.read import sha256
-from sad_runtime.errors import BundleError
+from sad_runtime.errors import BundleError, UserError
+from sad_runtime.files import written_whole
 from sad_runtime.tensorrt import EngineInfo, read_sidecar
 
 LIMIT_BYTES = 2 << 30
@@ -62,18 +62,18 @@ class EngineCache:
         self._told = told
 
     def take(self, key: str, plan: Path) -> EngineInfo | None:
-        """Copy the engine of a key to ``plan``; None, and no file, if there is no sound one."""
+        """Copy the engine of a key to ``plan``; None, and nothing written, if there is no sound one."""
         entry = self.folder / f"{key}.plan"
         if not entry.exists() or not self._is_private():
             return None
         with contextlib.suppress(BundleError, OSError):
             info = read_sidecar(entry.with_suffix(".json"))
-            shutil.copyfile(entry, plan)
-            if sha256(plan) == info.engine_sha256:
+            if sha256(entry) == info.engine_sha256:
+                with written_whole(plan) as draft:
+                    shutil.copyfile(entry, draft)
                 with contextlib.suppress(OSError):
                     os.utime(entry)
                 return dataclasses.replace(info, from_cache=True)
-        plan.unlink(missing_ok=True)
         self._told(f"the engine kept in {entry} is damaged, and built again")
         return None
 
@@ -86,8 +86,8 @@ class EngineCache:
             self._write(f"{key}.plan", lambda path: shutil.copyfile(plan, path))
             self._write(f"{key}.json", lambda path: path.write_text(info.as_json(), encoding="utf-8"))
             self._remove_oldest()
-        except OSError as error:
-            self._told(f"the engine is not kept in {self.folder}: {error.strerror}")
+        except (OSError, UserError) as error:
+            self._told(f"the engine is not kept in {self.folder}: {error}")
 
     def read_timing(self, name: str) -> bytes:
         """The measured kernels kept under a name; empty if there are none."""
@@ -102,8 +102,8 @@ class EngineCache:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             if self._is_private():
                 self._write(f"{name}.timing", lambda path: path.write_bytes(timing))
-        except OSError as error:
-            self._told(f"the measured kernels are not kept in {self.folder}: {error.strerror}")
+        except (OSError, UserError) as error:
+            self._told(f"the measured kernels are not kept in {self.folder}: {error}")
 
     def _is_private(self) -> bool:
         """Whether nobody else can put a program here."""
@@ -119,12 +119,8 @@ class EngineCache:
         return False
 
     def _write(self, name: str, write: Callable[[Path], object]) -> None:
-        draft = self.folder / f".{name}.{secrets.token_hex(4)}"
-        try:
+        with written_whole(self.folder / name) as draft:
             write(draft)
-            draft.replace(self.folder / name)
-        finally:
-            draft.unlink(missing_ok=True)
 
     def _remove_oldest(self) -> None:
         for draft in self.folder.glob(".*"):  # of a process that was killed

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import BundleError, UserError
+from ..files import flush
 from ..manifest import MANIFEST_NAME, SCHEMA_VERSION, Manifest, unsafe_name
 from ..tensorrt.kernel_cache import is_cache
 from ..version import __version__
@@ -158,7 +159,7 @@ def _finish(draft: Draft) -> None:
     )
     (draft.root / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8", newline="\n")
     for path in [*draft.root.rglob("*"), draft.root]:
-        _flush(path)
+        flush(path)
 
 
 def _swap(temporary: Path, root: Path) -> None:
@@ -176,7 +177,7 @@ def _swap(temporary: Path, root: Path) -> None:
             if not root.exists() and previous.exists():
                 previous.rename(root)
             raise
-        _flush(root.parent)
+        flush(root.parent)
         # Under its own name an old bundle would be taken for one to recover; write_bundle removes this one.
         if previous.exists():
             previous.rename(temporary)
@@ -265,16 +266,3 @@ def _temporary_prefix(root: Path) -> str:
 def _resolved(path: str | os.PathLike[str]) -> Path:
     # The target of a symbolic link, so that the link survives the swap.
     return Path(os.path.realpath(path))
-
-
-def _flush(path: Path) -> None:
-    """Have the system put a file or folder on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        # Some file systems have no fsync of a folder.
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
-    finally:
-        os.close(descriptor)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import secrets
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -12,7 +11,8 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import UserError, reason_of
+from ..errors import UserError
+from ..files import Destination, written_whole
 from ..manifest import Manifest
 from .journal import entries
 from .listing import LISTED_ROWS, Listing
@@ -55,6 +55,8 @@ class Report:
             raise UserError(
                 f"{path} is a folder; the report is a file", hint=f"name it {self.path / 'report.html'}"
             )
+        # Pictures are kept beside the page while the run goes on, which no pipe or device has room for.
+        Destination.of(path, option="--report", regular=True).check()
         _refuse_to_replace(self.path, unasked=not overwrite)
         self._identity = hashlib.blake2b(manifest.to_json().encode(), digest_size=16).digest()
         self._sample = Sample(
@@ -100,19 +102,11 @@ class Report:
         counts = tally(entries(journal, num_classes), self._sample, self._sample.lacks)
         listing = Listing(entries(journal, num_classes), counts, self._sample, limit=LISTED_ROWS)
         run = Run(backend, seconds, counts.images if processed is None else processed)
-        temporary = self.path.with_name(f".{secrets.token_hex(8)}.partial")
-        try:
-            try:
-                with temporary.open("w", encoding="utf-8", newline="\n") as file:
-                    write_page(
-                        file, self.manifest, self._identity.hex()[:8], run, counts, listing, self._sample
-                    )
-                temporary.replace(self.path)
-            finally:
-                temporary.unlink(missing_ok=True)
-        except OSError as error:
-            reason = reason_of(error)
-            raise UserError(f"cannot write the report {self.path}: {reason}") from error
+        with (
+            written_whole(self.path, option="--report") as draft,
+            draft.open("w", encoding="utf-8", newline="\n") as file,
+        ):
+            write_page(file, self.manifest, self._identity.hex()[:8], run, counts, listing, self._sample)
         self._sample.remove()
         return self.path
 

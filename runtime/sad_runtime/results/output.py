@@ -11,12 +11,10 @@ refused. A file that is no result is never replaced at all.
 from __future__ import annotations
 
 import contextlib
-import errno
 import io
 import os
 import secrets
 import shutil
-import stat
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -24,6 +22,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from ..errors import UserError
+from ..files import Destination
 from ..result_format import ResultFormat
 from .columns import Columns
 from .finished import FinishedRows, compact
@@ -126,14 +125,12 @@ def open_output(
     """
     path = Path(out)
     try:
-        direct = out == STDOUT or _is_special(path)
+        direct = out == STDOUT or Destination.of(path).place is None
         if direct:
             if resume or overwrite or table not in (None, ResultFormat.JSONL):
                 what = "--resume" if resume else "--overwrite" if overwrite else f"--format {table}"
                 raise UserError(f"{what} needs a file, but --out is {out}", hint="give --out a file's name")
             return Stream(None if out == STDOUT else path)
-        if path.is_dir():
-            raise UserError(f"{out} is a folder; --out names a file")
         table = table or ResultFormat.of(out)
         check_writable(table)
         return ResultFile(path, table, resume=resume, overwrite=overwrite)
@@ -360,12 +357,3 @@ class ResultFile:
                 self._partial.unlink()
         finally:
             self._journal.close()
-
-
-def _is_special(path: Path) -> bool:
-    try:
-        return not stat.S_ISREG(path.stat().st_mode) and not path.is_dir()
-    except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ENOTDIR):
-            return False
-        raise

@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
-import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..bundle import Bundle
 from ..errors import UserError
+from ..files import written_whole
 from ..strict_json import from_plain, parse, to_plain
 from ..version import __version__
 
@@ -96,18 +95,11 @@ class RunRecord:
         """Write the record whole or not at all.
 
         Raises:
-            OSError: It cannot be written.
+            UserError: It cannot be written.
         """
         text = json.dumps(to_plain(self, "", []), indent=2, ensure_ascii=True) + "\n"
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-        try:
-            with temporary.open("w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())  # rows without a record cannot be gone on with
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with written_whole(path, durable=True) as draft:  # rows without a record cannot be gone on with
+            draft.write_text(text, encoding="utf-8")
 
     def differences(self, earlier: RunRecord) -> list[str]:
         """Why the rows of an earlier run are not what this one would write; empty if they are."""

@@ -14,15 +14,13 @@ from __future__ import annotations
 import csv
 import itertools
 import json
-import os
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ..errors import UserError
 from ..extras import require
+from ..files import written_whole
 from ..result_format import ResultFormat
 from .columns import Columns
 
@@ -56,17 +54,8 @@ def write_table(journal: Path, table: ResultFormat, columns: Columns, target: Pa
         UserError: It cannot be written.
     """
     write = {ResultFormat.CSV: _write_csv, ResultFormat.PARQUET: _write_parquet}[table]
-    temporary = target.with_name(f".{secrets.token_hex(8)}.partial")
-    try:
-        try:
-            write(journal, columns, temporary)
-            with temporary.open("rb+") as file:
-                os.fsync(file.fileno())
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write {target}: {error.strerror or error}") from error
+    with written_whole(target, durable=True) as draft:
+        write(journal, columns, draft)
 
 
 def _groups(journal: Path) -> Iterator[list[dict[str, Any]]]:

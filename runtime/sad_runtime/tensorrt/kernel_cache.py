@@ -8,9 +8,11 @@ kernels are compiled again.
 from __future__ import annotations
 
 import contextlib
-import secrets
 from pathlib import Path
 from typing import Any
+
+from ..errors import UserError
+from ..files import written_whole
 
 
 def cache_path(plan: Path) -> Path:
@@ -55,11 +57,7 @@ class KernelCache:
         content = b"" if found is None else bytes(found)
         if content in (b"", self._kept):
             return
-        temporary = self._path.with_name(f".{self._path.name}.{secrets.token_hex(4)}")
-        with contextlib.suppress(OSError):
-            try:
-                temporary.write_bytes(content)
-                temporary.replace(self._path)
-                self._kept = content
-            finally:
-                temporary.unlink(missing_ok=True)
+        with contextlib.suppress(UserError):
+            with written_whole(self._path) as draft:
+                draft.write_bytes(content)
+            self._kept = content
