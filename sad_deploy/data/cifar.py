@@ -42,6 +42,7 @@ class CifarSource:
     root: Path
     classes: tuple[str, ...] | None
     preprocessing: Preprocessing | None = PREPROCESSING
+    left_out: tuple[str, ...] = ()
 
     @property
     def available(self) -> int:

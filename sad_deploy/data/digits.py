@@ -32,6 +32,7 @@ class DigitsSource:
     name: str = "digits"
     classes: tuple[str, ...] | None = CLASSES
     preprocessing: Preprocessing | None = PREPROCESSING
+    left_out: tuple[str, ...] = ()
 
     @property
     def available(self) -> int:

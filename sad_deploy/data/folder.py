@@ -1,4 +1,4 @@
-"""A folder of images: one subfolder a class, or one flat folder of images without labels.
+"""A folder of images: one subfolder a class, and all below it, or one flat folder of images without labels.
 
 Images are read by the same code as at inference, each once, and only as many as are asked for.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,9 +21,11 @@ from sad_runtime.preprocess import load
 from sad_runtime.sources import FileItem
 
 from ..progress import Decoded
+from .class_folders import ClassFolder, Contents, read_contents
 from .image_set import CalibrationData, ImageSet, stratified_split
 
 _HELD_OUT = 0.2
+_NAMED = 5
 _DECODE_THREADS = min(8, os.cpu_count() or 1)
 
 
@@ -36,6 +39,7 @@ class FolderSource:
         paths: All files.
         labels: (n,) index of each file's class; zeros for a flat folder.
         preprocessing: None: a folder fits any network.
+        left_out: Sentences about what in the folder is not among the files.
     """
 
     name: str
@@ -43,6 +47,7 @@ class FolderSource:
     paths: tuple[Path, ...]
     labels: npt.NDArray[np.int64]
     preprocessing: Preprocessing | None = None
+    left_out: tuple[str, ...] = ()
 
     @property
     def available(self) -> int:
@@ -126,43 +131,65 @@ class _Reader:
 
 
 def find_folder(name: str, path: Path) -> FolderSource:
-    """List a folder's images. Hidden entries are left out, and images beside class folders.
+    """List a folder's images: of its class folders and all below them, or its own if it has no folders.
+
+    Hidden entries are left out.
 
     Raises:
-        UserError: It is no folder, holds no image, or some class folders hold none; all of those are named.
+        UserError: It is no folder, holds no image, some class folders hold none (all of those are named), or
+            its folders are parts of a data set.
     """
     if not path.is_dir():
         raise UserError(
             f"there is no data folder {path}",
             hint="--data takes a folder, digits, cifar10:PATH or cifar100:PATH",
         )
-    folders = sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    if not folders:
-        flat = _images_in(path)
-        if not flat:
-            raise UserError(f"{path} holds no images", hint=f"read are {', '.join(sorted(EXTENSIONS))}")
-        return FolderSource(name, None, tuple(flat), np.zeros(len(flat), dtype=np.int64))
-    by_class = {folder.name: _images_in(folder) for folder in folders}
-    empty = [folder for folder in folders if not by_class[folder.name]]
-    if empty:
-        names = ", ".join(folder.name for folder in empty[:5]) + (
-            f" and {len(empty) - 5} more" if len(empty) > 5 else ""
-        )
-        nested = [folder for folder in empty if any(entry.is_dir() for entry in folder.iterdir())]
-        raise UserError(
-            f"{len(empty)} of {len(folders)} class folders in {path} hold no images: {names}",
-            hint=f"if {nested[0].name} is a split of the data, use --data {nested[0]}"
-            if nested
-            else "every subfolder is a class; remove the empty ones if the network does not know them",
-        )
-    labels = np.repeat(np.arange(len(by_class)), [len(paths) for paths in by_class.values()])
-    paths = tuple(path for paths in by_class.values() for path in paths)
-    return FolderSource(name, tuple(by_class), paths, labels.astype(np.int64))
-
-
-def _images_in(folder: Path) -> list[Path]:
-    return sorted(
-        entry
-        for entry in folder.iterdir()
-        if entry.suffix.lower() in EXTENSIONS and not entry.name.startswith(".") and entry.is_file()
+    contents = read_contents(name, path)
+    if not contents.classes:
+        if not contents.beside:
+            raise UserError(
+                f"{path} holds no images",
+                hint="; ".join([f"read are {', '.join(sorted(EXTENSIONS))}", *contents.left_out]),
+            )
+        labels = np.zeros(len(contents.beside), dtype=np.int64)
+        return FolderSource(name, None, contents.beside, labels, left_out=contents.left_out)
+    _refuse_splits(path, contents)
+    _refuse_empty(path, contents)
+    sizes = [len(folder.images) for folder in contents.classes]
+    return FolderSource(
+        name,
+        tuple(folder.path.name for folder in contents.classes),
+        tuple(image for folder in contents.classes for image in folder.images),
+        np.repeat(np.arange(len(sizes)), sizes).astype(np.int64),
+        left_out=contents.left_out,
     )
+
+
+def _refuse_splits(path: Path, contents: Contents) -> None:
+    """``photos/train/cat/1.jpg`` is not an image of the class ``train``."""
+    splits = [folder for folder in contents.classes if folder.is_named_like_a_split]
+    nested = [folder for folder in splits if folder.is_nested]
+    if not nested or 2 * len(splits) <= len(contents.classes):
+        return
+    training = next((folder for folder in nested if folder.path.name.lower().startswith("train")), nested[0])
+    raise UserError(
+        f"{len(nested)} of {len(contents.classes)} class folders in {path} hold no images themselves: "
+        f"{_names(nested)}",
+        hint=f"if {training.path.name} is a split of the data, use --data {training.path}",
+    )
+
+
+def _refuse_empty(path: Path, contents: Contents) -> None:
+    empty = [folder for folder in contents.classes if not folder.images]
+    if not empty:
+        return
+    advice = "every subfolder is a class; remove the empty ones if the network does not know them"
+    raise UserError(
+        f"{len(empty)} of {len(contents.classes)} class folders in {path} hold no images: {_names(empty)}",
+        hint="; ".join([advice, *contents.left_out]),
+    )
+
+
+def _names(folders: Sequence[ClassFolder]) -> str:
+    more = f" and {len(folders) - _NAMED} more" if len(folders) > _NAMED else ""
+    return ", ".join(folder.path.name for folder in folders[:_NAMED]) + more

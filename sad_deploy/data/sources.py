@@ -34,6 +34,11 @@ class DataSource(Protocol):
         ...
 
     @property
+    def left_out(self) -> tuple[str, ...]:
+        """Sentences about what lies there and is not used."""
+        ...
+
+    @property
     def available(self) -> int:
         """How many images there are to calibrate on, unread: some may turn out unusable."""
         ...

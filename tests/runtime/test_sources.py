@@ -928,6 +928,10 @@ def test_the_words_about_what_was_left_out_add_up() -> None:
         "26 files in photos/ left out for not having an image's extension: "
         "9 .heic, 5 without extension, 4 .mov, 3 .txt, 2 .pdf, 3 others"
     )
+    equal = LeftOut()
+    for name in ("x", "b.b", "a.a", "c.a", "c.b", "y"):
+        equal.add(name)
+    assert describe_left_out(equal.counts).endswith(": 2 .a, 2 .b, 2 without extension")
     only = LeftOut()
     only.add("X.TXT")
     assert describe_left_out(only.counts) == "1 file left out for not having an image's extension: 1 .txt"

@@ -53,10 +53,10 @@ def describe_left_out(counts: Counter[str], where: str = "") -> str:
         where: Where the files lie, for example ``photos/``.
     """
     total = counts.total()
-    known = Counter({extension: n for extension, n in counts.items() if extension != OTHERS})
-    named = [f"{n} {extension or 'without extension'}" for extension, n in known.most_common(_NAMED)]
-    rest = total - sum(n for _, n in known.most_common(_NAMED))
-    if rest:
+    # Equals by name: the order in which they were found is the file system's.
+    known = sorted((-n, not extension, extension) for extension, n in counts.items() if extension != OTHERS)
+    named = [f"{-n} {extension or 'without extension'}" for n, _, extension in known[:_NAMED]]
+    if rest := total + sum(n for n, _, _ in known[:_NAMED]):
         named.append(f"{rest} others")
     files = f"{total} file{'' if total == 1 else 's'}{f' in {where}' if where else ''}"
     return f"{files} left out for not having an image's extension: {', '.join(named)}"

@@ -227,6 +227,7 @@ def cifar10(tmp_path, monkeypatch):
 def test_cifar_is_read_from_its_files(cifar10, inner):
     path = cifar10 / "cifar-10-batches-py" if inner else cifar10
     source = find_data(f"cifar10:{path}")
+    assert source.left_out == ()
     assert source.classes is not None and source.classes[3] == "class3"
     assert source.preprocessing is not None
     data = source.load(source.preprocessing, calibration=50, held_out=1000, seed=0)
