@@ -6,24 +6,21 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
 import onnx
-from PIL import Image
 
-from sad_runtime.errors import ImageError, UserError
+from sad_runtime.errors import UserError
 from sad_runtime.files import Destination
-from sad_runtime.manifest import Color, Normalization, Preprocessing
-from sad_runtime.preprocess import load
-from sad_runtime.sources import open_sources
+from sad_runtime.manifest import Normalization
 from sad_runtime.tensorrt import EngineInfo, Flavor
 
-from .model import GraphError, save_graph
+from .model import GraphError, save_graph, warn
 from .precision import FP32, Variant, refuse_half_precision, write_verified
 from .tensorrt import EngineRequest, UnbuildableError
 from .tensorrt.request import may_build_with_conv
 from .tolerances import TOLERANCES
+from .trial_images import read_images, smooth_noise
 from .two_pass import two_pass
-from .verify import Array, Verification, run_graph
+from .verify import Verification, run_graph
 from .verify_forward import ForwardVerification, verify_forward
 
 IMAGES_VERIFIED = 16
@@ -71,6 +68,7 @@ def export_forward(
     allow_inaccurate: bool = False,
     engine: EngineRequest | None = None,
     status: Callable[[str], None] = lambda message: None,
+    notice: Callable[[str], None] = warn,
 ) -> ForwardExport:
     """Build, verify and write the two-pass graph of an ONNX classifier.
 
@@ -90,6 +88,7 @@ def export_forward(
         allow_inaccurate: Keep a graph in lower precision whose figures are outside their tolerance.
         engine: What to build with TensorRT, if anything.
         status: Told what is being done.
+        notice: Told what of the graph is taken otherwise than it stands; see :func:`sad_export.two_pass`.
 
     Raises:
         UserError: The graph, an argument or an image folder cannot be used, the check failed, or TensorRT
@@ -118,6 +117,7 @@ def export_forward(
             logits=logits,
             mean=mean,
             std=std,
+            notice=notice,
         )
 
     chosen_dgrad = variant.dgrad(dgrad)
@@ -137,7 +137,11 @@ def export_forward(
     refuse_half_precision(graph)
     channels, height, width = (dim.dim_value for dim in chw)
     count = IMAGES_IN_INT8 if variant.uses_int8 else IMAGES_VERIFIED
-    pixels = _real(images, count, channels, height, width) if images else _noise(channels, height, width)
+    pixels = (
+        read_images(images, count, channels, height, width)
+        if images
+        else smooth_noise(IMAGES_VERIFIED, channels, height, width)
+    )
     with destination.folder() as folder:
         draft = folder / out.name
 
@@ -187,40 +191,3 @@ def export_forward(
 def engine_beside(graph: Path, flavor: Flavor) -> Path:
     """Where the engine of a bare graph lies: ``NAME.FLAVOR.plan``."""
     return graph.with_suffix(f".{flavor}.plan")
-
-
-def _real(folder: Path, count: int, channels: int, height: int, width: int) -> Array:
-    """Readable images from all over a folder, (N, C, H, W) float32 in [0, 1]."""
-    if channels not in (1, 3):
-        raise UserError(
-            f"images have 1 or 3 channels, this graph takes {channels}", hint="leave --images out"
-        )
-    color = Color.RGB if channels == 3 else Color.GRAY
-    preprocessing = Preprocessing(color=color, resize=(height, width), crop=(height, width))
-    read: list[Array] = []
-    with open_sources([folder]) as sources:
-        items = list(sources)
-        # Evenly spread, as one class comes after the other; others stand in for what is unreadable.
-        first = np.linspace(0, len(items) - 1, min(count, len(items))).astype(int)
-        for i in dict.fromkeys([*first.tolist(), *range(len(items))]):
-            item = items[i]
-            try:
-                read.append(load(item, preprocessing).pixels)
-            except ImageError:
-                continue
-            if len(read) == count:
-                break
-    if not read:
-        raise UserError(f"no image in {folder} can be read")
-    return np.stack(read)
-
-
-def _noise(channels: int, height: int, width: int) -> Array:
-    """Smooth random images: white noise drives most networks into one class, flat patches make maxima tie."""
-    rng = np.random.default_rng(0)
-    coarse = rng.random(
-        (IMAGES_VERIFIED * channels, -(-height // 8) + 1, -(-width // 8) + 1), dtype=np.float32
-    )
-    smooth = [Image.fromarray(map_).resize((width, height), Image.Resampling.BICUBIC) for map_ in coarse]
-    images: Array = np.clip(np.stack([np.asarray(map_) for map_ in smooth]), 0, 1)
-    return images.reshape(IMAGES_VERIFIED, channels, height, width)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import onnx
@@ -9,7 +10,7 @@ import onnx_ir as ir
 
 from .gradient import Dgrad, Emitter, Target, covered, reverse, seed_at_maximum, without_rule
 from .gradient.reverse import dependents
-from .model import ForwardGraph, GraphError, finish, frees_its_graph, load_classifier
+from .model import ForwardGraph, GraphError, finish, frees_its_graph, load_classifier, warn
 from .targets import complete, prepare
 
 _NAMED_AT_MOST = 8
@@ -40,6 +41,7 @@ def input_gradient(
     logits: str | None = None,
     dgrad: str = "auto",
     target: str = "portable",
+    notice: Callable[[str], None] = warn,
 ) -> onnx.ModelProto:
     """Add the gradient of the largest logit with respect to the image (Eq. 2 of the paper).
 
@@ -48,6 +50,8 @@ def input_gradient(
         logits: Name of the logits where the graph has several outputs.
         dgrad: How convolutions are differentiated: ``auto``, ``convtranspose`` or ``conv``.
         target: ``portable``, or ``cpu`` for the fastest form in onnxruntime on the CPU.
+        notice: Called with one line if the graph is taken otherwise than it stands, for example because it
+            ends in a Softmax; a warning by default.
 
     Returns:
         A graph of standard operators with outputs ``logits`` (N, K) and ``gradient`` (N, C, H, W),
@@ -57,6 +61,8 @@ def input_gradient(
         GraphError: Not a classifier, or some nodes have no gradient rule (all are named).
     """
     graph = load_classifier(model, logits=logits)
+    if graph.notice is not None:
+        notice(graph.notice)
     prepare(graph.model, Target(target))
     gradient = append_saliency(graph, graph.image, dgrad=Dgrad(dgrad), target=Target(target))
     complete(graph.model, Target(target))

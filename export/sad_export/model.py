@@ -11,7 +11,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import gc
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec
 
@@ -20,10 +21,12 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
 from sad_runtime.errors import UserError
+from sad_runtime.graph_metadata import PREFIX
 
 from .gradient.rules import is_constant, rule_of
 from .gradient.values import Dim, shape_of
 from .passes import EinsumLettersPass, ExpandFunctionsPass, NestedConcatsPass, ShapesPass
+from .probabilities import Tail, cut, find_tail, problem_of
 
 _P = ParamSpec("_P")
 
@@ -50,12 +53,14 @@ class ForwardGraph:
         image: The input, (N, C, H, W) float.
         logits: The output, (N, K) float.
         opset: Version of the default domain.
+        notice: What was taken otherwise than the file has it, a sentence for the user; None if nothing was.
     """
 
     model: ir.Model
     image: ir.Value
     logits: ir.Value
     opset: int
+    notice: str | None = None
 
     @property
     def nodes(self) -> list[ir.Node]:
@@ -73,12 +78,15 @@ class ForwardGraph:
         return int(shape_of(self.logits)[1])
 
 
-def load_classifier(model: onnx.ModelProto | str | Path, *, logits: str | None = None) -> ForwardGraph:
-    """Read a forward classifier from a file or a ``ModelProto``.
+def load_classifier(
+    model: onnx.ModelProto | str | Path, *, logits: str | None = None, keep_output: bool = False
+) -> ForwardGraph:
+    """Read a forward classifier; :mod:`.probabilities` says how it may end.
 
     Args:
         model: Path or model; it is not modified.
-        logits: Name of the logits where the graph has several outputs.
+        logits: Name of the logits where the graph has several outputs; any value of the graph may be named.
+        keep_output: Where probabilities were cut off, keep them as a second output.
 
     Returns:
         The checked graph.
@@ -93,7 +101,12 @@ def load_classifier(model: onnx.ModelProto | str | Path, *, logits: str | None =
     graph = loaded.graph
     problems: list[str] = []
     image = _the_image(graph.inputs, problems)
-    output = _the_logits(graph.outputs, logits, problems)
+    output = _the_output(graph, logits, problems)
+    tail = None if output is None else find_tail(output)
+    if tail is not None and (problem := problem_of(tail)) is not None:
+        problems.append(problem)
+    elif output is not None:
+        problems += _problems_of_logits(output, least=1 if tail is not None else 2)
     opset = graph.opset_imports.get("", 0)
     if opset < MINIMUM_OPSET:
         problems.append(f"opset {opset} is older than {MINIMUM_OPSET}")
@@ -102,10 +115,24 @@ def load_classifier(model: onnx.ModelProto | str | Path, *, logits: str | None =
             f"{_name(model)} is not a classifier that can be differentiated: " + "; ".join(problems),
             hint="export a model with one float image input (N, C, H, W) and one output of logits (N, K)",
         )
+    taken, notice = (output, None) if tail is None else (cut(graph, output, tail), _notice(output, tail))
     # Other outputs are dropped: their nodes would be carried through both passes for nothing.
-    graph.outputs[:] = [output]
+    graph.outputs[:] = [taken, output] if keep_output and tail is not None else [taken]
+    common_passes.TopologicalSortPass()(loaded)
     common_passes.RemoveUnusedNodesPass()(loaded)
-    return ForwardGraph(loaded, image, output, opset)
+    return ForwardGraph(loaded, image, taken, opset, notice)
+
+
+def _notice(output: ir.Value, tail: Tail) -> str:
+    if tail.operator == "Sigmoid":
+        return (
+            f"output {output.name!r} is the Sigmoid of one value z, {tail.logits.name!r}: two classes, "
+            "whose logits are taken as (−z/2, z/2)"
+        )
+    return (
+        f"output {output.name!r} holds probabilities ({tail.operator}): the logits are taken before it, "
+        f"from {tail.logits.name!r}"
+    )
 
 
 def _name(model: onnx.ModelProto | str | Path) -> str:
@@ -194,23 +221,32 @@ def _the_image(inputs: Sequence[ir.Value], problems: list[str]) -> ir.Value | No
     return image
 
 
-def _the_logits(outputs: Sequence[ir.Value], name: str | None, problems: list[str]) -> ir.Value | None:
-    names = ", ".join(str(value.name) for value in outputs)
+def _the_output(graph: ir.Graph, name: str | None, problems: list[str]) -> ir.Value | None:
+    """The output, or the value of that name, that holds logits or probabilities."""
+    names = ", ".join(str(value.name) for value in graph.outputs)
     if name is not None:
-        outputs = [value for value in outputs if value.name == name]
-        if not outputs:
-            problems.append(f"no output {name!r} among {names}")
-            return None
-    if len(outputs) != 1:
-        problems.append(f"{len(outputs)} outputs ({names}); name the logits (--logits, or logits=)")
+        inner = (value for node in graph for value in node.outputs)
+        found = next((value for value in (*graph.outputs, *inner) if value.name == name), None)
+        if found is None:
+            problems.append(f"no output {name!r} among {names}, and no value of that name inside")
+        return found
+    if len(graph.outputs) != 1:
+        problems.append(f"{len(graph.outputs)} outputs ({names}); name the logits (--logits, or logits=)")
         return None
-    (logits,) = outputs
+    return graph.outputs[0]
+
+
+def _problems_of_logits(logits: ir.Value, *, least: int) -> Iterator[str]:
     shape = shape_of(logits) if logits.shape is not None else ()
     if len(shape) != 2 or isinstance(shape[1], str):
-        problems.append(f"output {logits.name!r} has shape {_text(shape)}, not (N, K)")
-    elif shape[1] < 2:
-        problems.append(f"output {logits.name!r} has {shape[1]} logit; a classifier has at least two")
-    return logits
+        yield f"output {logits.name!r} has shape {_text(shape)}, not (N, K)"
+    elif shape[1] < least:
+        yield f"output {logits.name!r} has {shape[1]} logit; a classifier has at least two"
+
+
+def warn(message: str) -> None:
+    """Say something about the user's graph as a warning; for functions marked :func:`frees_its_graph`."""
+    warnings.warn(message, stacklevel=4)
 
 
 def _text(shape: Sequence[Dim]) -> str:
@@ -254,16 +290,18 @@ def finish(model: ir.Model, *, what: str, metadata: Mapping[str, str] | None = N
     Args:
         model: The extended graph.
         what: For the producer string, for example ``"two-pass"``.
-        metadata: What the file says of itself.
+        metadata: What the file says of itself besides what the user's does.
 
     Returns:
         The model, passed by ``onnx.checker`` with type and shape inference.
     """
     common_passes.RemoveUnusedNodesPass()(model)
+    # What the user's file says of itself, class names for example, but nothing of an earlier graph of ours.
+    theirs = {key: text for key, text in model.metadata_props.items() if not key.startswith(PREFIX)}
     common_passes.ClearMetadataAndDocStringPass()(model)
     model.producer_name = f"sad-deploy {what}"
     model.metadata_props.clear()
-    model.metadata_props.update(metadata or {})
+    model.metadata_props.update(theirs | dict(metadata or {}))
     proto: Any = ir.to_proto(model)
     assert isinstance(proto, onnx.ModelProto)
     common_passes.CheckerPass(full_check=True)(model)

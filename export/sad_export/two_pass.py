@@ -10,7 +10,7 @@ Both passes and the backward read the same initializers: the file is as large as
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,7 @@ from .gradient import Dgrad, Emitter, Target
 from .gradient.values import shape_of, static
 from .input_gradient import adopt, append_saliency, rename
 from .input_space import prepend_input_space
-from .model import GraphError, finish, frees_its_graph, load_classifier
+from .model import GraphError, finish, frees_its_graph, load_classifier, warn
 from .targets import complete, prepare
 
 Bound = float | Sequence[float]
@@ -46,6 +46,7 @@ def two_pass(
     logits: str | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    notice: Callable[[str], None] = warn,
 ) -> onnx.ModelProto:
     """Build the two-pass graph of Saliency Adversarial Defense (Algorithm 1, model inference).
 
@@ -60,6 +61,8 @@ def two_pass(
         logits: Name of the logits where the graph has several outputs.
         mean: Per channel; with ``std``, (image − mean) / std is put in front, and S is taken after it.
         std: Per channel, positive.
+        notice: Called with one line if the graph is taken otherwise than it stands, for example because it
+            ends in a Softmax; a warning by default.
 
     Returns:
         A graph of standard operators: ``image`` (N, C, H, W) → ``logits`` (N, K), ``saliency`` (N, C, H, W,
@@ -73,6 +76,8 @@ def two_pass(
     if (mean is None) != (std is None):
         raise GraphError("mean and std come together")
     graph = load_classifier(model, logits=logits)
+    if graph.notice is not None:
+        notice(graph.notice)
     at = graph.image
     if mean is not None and std is not None:
         at = prepend_input_space(graph, mean, std)

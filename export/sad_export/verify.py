@@ -24,19 +24,19 @@ Array = np.ndarray[Any, Any]
 BATCH_SIZES = (1, 3, 8)
 """One image, an odd batch and an even one: a batch size frozen into the graph fails one of them."""
 
-_REPORT = "nothing was kept; this should not happen: please report the model"
+REPORT = "nothing was kept; this should not happen: please report the model"
 _HINTS = {
-    "fp32": _REPORT,
+    "fp32": REPORT,
     "fp16": "nothing was kept; try --saliency-precision fp32, or take it with --allow-inaccurate",
     "bf16": "nothing was kept; try --saliency-precision fp16, or take it with --allow-inaccurate",
     "int8": "nothing was kept; try other --ranges or --saliency-precision fp32, or take it with "
     "--allow-inaccurate",
 }
 _OVERFLOW_HINTS = {
-    "fp32": _REPORT,
+    "fp32": REPORT,
     "fp16": "nothing was kept; some value left fp16's range: bf16 has that of fp32, --precision bf16",
-    "bf16": _REPORT,
-    "int8": _REPORT,
+    "bf16": REPORT,
+    "int8": REPORT,
 }
 
 

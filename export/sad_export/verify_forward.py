@@ -10,22 +10,21 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from sad_runtime.manifest import Normalization
 
+from .reference import reference, refuse_probabilities, slope_error
 from .verify import Array, VerificationError, cpu_session, relative_l2
 
-_LOGITS_TOLERANCE = 1e-4
+LOGITS_TOLERANCE = 1e-4
 # Central differences cross kinks of a ReLU network; a wrong rule misses by far more.
-_SLOPE_TOLERANCE = 0.05
-# Steps h, relative to ‖x‖: the large ones cross kinks, the small ones drown in float32's rounding. Where that
-# happens depends on the network and the size of its image. Each image is judged by its best one; a wrong
-# gradient is wrong at all of them.
-_RELATIVE_STEPS = (1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5, 3e-6)
+SLOPE_TOLERANCE = 0.05
+ZERO_SALIENCIES = 0.5
+"""Share of images whose saliency may be zero: x + η·0 is no defence."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,13 +35,15 @@ class ForwardVerification:
         images: Number of images.
         plain_logits_relative_l2: Of the first pass against the forward graph.
         logits_relative_l2: Of the second pass against the forward graph on x + η·n(S).
-        slope_error: |measured slope along S / ‖S‖ − 1|, median over the images.
+        slope_error: |measured slope along S / ‖S‖ − 1|, median over the images; see :func:`slope_error`.
+        zero_saliencies: Images whose saliency is zero everywhere.
     """
 
     images: int
     plain_logits_relative_l2: float
     logits_relative_l2: float
     slope_error: float
+    zero_saliencies: int
 
 
 def verify_forward(
@@ -73,37 +74,36 @@ def verify_forward(
     Raises:
         VerificationError: Some figure is outside its tolerance, or every saliency is zero.
     """
-    defended, plain = cpu_session(two_pass), cpu_session(forward)
-    name = plain.get_inputs()[0].name
-    output = logits or plain.get_outputs()[0].name
-
-    def phi(x: Array) -> Array:
-        # One image at a time: the forward graph's batch may be static.
-        return np.concatenate([plain.run([output], {name: row[None]})[0] for row in x.astype(np.float32)])
-
+    defended = cpu_session(two_pass)
     got = [defended.run(["logits", "saliency", "plain_logits"], {"image": image[None]}) for image in images]
     second, saliency, first = (np.concatenate([row[i] for row in got]) for i in range(3))
     x = images.astype(np.float64)
     if mean is not None and std is not None:
         x = (x - np.reshape(mean, (-1, 1, 1))) / np.reshape(std, (-1, 1, 1))
+    phi = reference(forward, x[:4], logits=logits)
     mixed = x + eta * _normalized(saliency.astype(np.float64), normalization)
     if clip is not None:
         mixed = np.clip(mixed, *clip)
+    zero = np.array([not each.any() for each in saliency])
     figures = ForwardVerification(
         images=len(images),
         plain_logits_relative_l2=relative_l2(first, phi(x)),
         logits_relative_l2=relative_l2(second, phi(mixed)),
-        slope_error=_slope_error(phi, x, saliency.astype(np.float64), first.argmax(1)),
+        slope_error=slope_error(phi, x, saliency.astype(np.float64), first.argmax(1)),
+        zero_saliencies=int(zero.sum()),
     )
+    refuse_probabilities(first, forward)
     problems = [
         f"{what} {value:.3g} > {bound:.3g}"
         for what, value, bound in (
-            ("relative L2 error of the first pass", figures.plain_logits_relative_l2, _LOGITS_TOLERANCE),
-            ("relative L2 error of the second pass", figures.logits_relative_l2, _LOGITS_TOLERANCE),
-            ("error of the slope along the saliency", figures.slope_error, _SLOPE_TOLERANCE),
+            ("relative L2 error of the first pass", figures.plain_logits_relative_l2, LOGITS_TOLERANCE),
+            ("relative L2 error of the second pass", figures.logits_relative_l2, LOGITS_TOLERANCE),
+            ("error of the slope along the saliency", figures.slope_error, SLOPE_TOLERANCE),
         )
         if not value <= bound
     ]
+    if zero.mean() > ZERO_SALIENCIES:
+        problems.append(f"the saliency of {zero.sum()} of {len(zero)} images is zero, which defends nothing")
     if problems:
         raise VerificationError(
             f"the two-pass graph contradicts {forward}: {'; '.join(problems)}", hint="nothing was kept"
@@ -122,20 +122,3 @@ def _normalized(saliency: Array, normalization: Normalization) -> Array:
         np.sqrt((saliency**2).mean(axes, keepdims=True)) if square else abs(saliency).max(axes, keepdims=True)
     )
     return saliency / np.where(scale > 0, scale, 1.0)
-
-
-def _slope_error(phi: Callable[[Array], Array], x: Array, saliency: Array, labels: Array) -> float:
-    axes = tuple(range(1, x.ndim))
-    norms = np.sqrt((saliency**2).sum(axes, keepdims=True))
-    if not norms.any():
-        return float("nan")
-    direction = saliency / np.where(norms > 0, norms, 1.0)
-    size = np.sqrt((x**2).sum(axes, keepdims=True))
-    rows = np.arange(len(x))
-    errors = []
-    for relative_step in _RELATIVE_STEPS:
-        step = relative_step * np.where(size > 0, size, 1.0)
-        rise = phi(x + step * direction)[rows, labels] - phi(x - step * direction)[rows, labels]
-        slopes = rise / (2 * step.reshape(-1))
-        errors.append(np.abs(slopes / np.where(norms > 0, norms, np.inf).reshape(-1) - 1))
-    return float(np.median(np.min(errors, axis=0)[norms.reshape(-1) > 0]))

@@ -13,10 +13,11 @@ from .version import __version__
 
 if TYPE_CHECKING:
     from .bundle import Bundle, check_destination, write_bundle
-    from .classifier import Classifier, Prediction
+    from .classifier import Classifier
     from .errors import BackendError, BundleError, ErrorCode, ImageError, UserError
     from .manifest import Manifest
     from .pipeline import Options, classify
+    from .prediction import Prediction
     from .results import Row
     from .sources import Shard, open_sources
 
@@ -29,7 +30,7 @@ _HOMES = {
     "ImageError": "errors",
     "Manifest": "manifest",
     "Options": "pipeline",
-    "Prediction": "classifier",
+    "Prediction": "prediction",
     "Row": "results",
     "UserError": "errors",
     "check_destination": "bundle",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 from collections.abc import Generator, Iterable, Sequence
 from types import TracebackType
@@ -19,6 +18,7 @@ from .backends.protocol import LOGITS, PLAIN_LOGITS, SALIENCY
 from .bundle import Bundle
 from .errors import BundleError, UserError
 from .manifest import Manifest
+from .prediction import Prediction
 
 if TYPE_CHECKING:
     from .pipeline import Pictures
@@ -27,31 +27,6 @@ if TYPE_CHECKING:
 
 OUTPUTS = (LOGITS, SALIENCY, PLAIN_LOGITS)
 """What :meth:`Classifier.predict` can return."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Prediction:
-    """What the two-pass graph returned for N images.
-
-    Attributes:
-        logits: (N, K), of the second pass: Φ1(x + η·S1(x)).
-        saliency: (N, C, H, W), S1(x) unnormalised, in the network's input space; ``None`` if not asked for.
-        plain_logits: (N, K), of the first pass, without the defence; ``None`` if not asked for.
-    """
-
-    logits: npt.NDArray[np.float32]
-    saliency: npt.NDArray[np.float32] | None = None
-    plain_logits: npt.NDArray[np.float32] | None = None
-
-    @property
-    def labels(self) -> npt.NDArray[np.int64]:
-        """(N,): index of the largest logit, the first of equal ones."""
-        return np.asarray(self.logits.argmax(axis=1), dtype=np.int64)
-
-    @property
-    def probabilities(self) -> npt.NDArray[np.float64]:
-        """(N, K): softmax of the logits."""
-        return softmax(self.logits)
 
 
 class Classifier:
@@ -252,11 +227,3 @@ class Classifier:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """Softmax over the last axis in float64, of any finite logits: exp(z − max z) / Σ exp(z − max z)."""
-    shifted = logits.astype(np.float64)
-    shifted -= shifted.max(axis=-1, keepdims=True, initial=-np.inf)
-    exponentials = np.exp(shifted)
-    return np.asarray(exponentials / exponentials.sum(axis=-1, keepdims=True))

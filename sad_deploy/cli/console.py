@@ -51,6 +51,11 @@ def print_warning(message: str) -> None:
     stderr.print(f"[bold yellow]warning:[/] {escape(message)}", soft_wrap=True)
 
 
+def print_note(message: str) -> None:
+    """One line on stderr: what was chosen or left out on the user's behalf."""
+    stderr.print(f"[bold]note:[/] {escape(message)}", soft_wrap=True)
+
+
 def print_status(message: str) -> None:
     """One line on stderr: what is being done or was done."""
     stderr.print(escape(message), soft_wrap=True)

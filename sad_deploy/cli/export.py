@@ -13,7 +13,7 @@ from sad_runtime.errors import UserError
 from sad_runtime.extras import require
 from sad_runtime.manifest import Normalization
 
-from .console import interruptible, print_status, print_warning, stdout
+from .console import interruptible, print_note, print_status, print_warning, stdout
 from .engine_options import DEFAULT_BATCH, PANEL, EngineOptions, HardwareCompatibilityOption
 
 if TYPE_CHECKING:
@@ -229,6 +229,7 @@ def export(
             allow_inaccurate=allow_inaccurate,
             engine=engine_options.request() if trt else None,
             status=print_status,
+            notice=print_note,
         )
         in_fp32 = made.graph if variant.is_fp32 else "its float32 form"
         _print_figures(f"{in_fp32} against {source}", dataclasses.asdict(made.verification))

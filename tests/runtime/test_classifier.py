@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from sad_runtime.bundle import Bundle
-from sad_runtime.classifier import Classifier, softmax
+from sad_runtime.classifier import Classifier
 from sad_runtime.errors import BundleError, UserError
+from sad_runtime.prediction import softmax
 
 from .tiny_bundle import Array, LinearModel, changed
 

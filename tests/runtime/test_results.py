@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sad_runtime.classifier import Prediction
 from sad_runtime.errors import ErrorCode, MissingExtraError, UserError
+from sad_runtime.prediction import Prediction
 from sad_runtime.result_format import ResultFormat
 from sad_runtime.results import (
     Columns,

@@ -119,17 +119,19 @@ class _Walk:
 
     def _write_out_windows(self, node: ir.Node) -> bool:
         """Case 5."""
-        if node.op_type not in WINDOWED or not node.inputs or node.inputs[0] is None:
+        if node.op_type not in WINDOWED:
             return False
-        source = self._of(node.inputs[0])
-        sizes = (_dims(source.types[0]) or [])[2:] if source is not None else []
-        kernel = node.attributes.get_ints("kernel_shape")
-        if kernel is None and len(node.inputs) > 1 and node.inputs[1] is not None:
-            weight = self._of(node.inputs[1])
-            kernel = (_dims(weight.types[0]) or [])[2:] if weight is not None else None
-        if not sizes or kernel is None or not all(isinstance(n, int) for n in (*sizes, *kernel)):
-            return False
-        return write_out_windows(node, [int(n) for n in sizes], [int(n) for n in kernel])  # type: ignore[arg-type]
+        sizes, weight = (self._spatial(node, i) for i in (0, 1))
+        kernel = list(node.attributes.get_ints("kernel_shape", weight))
+        return bool(sizes and kernel) and write_out_windows(node, sizes, kernel)
+
+    def _spatial(self, node: ir.Node, i: int) -> list[int]:
+        """H and W of an input; empty if they are not known."""
+        value = node.inputs[i] if i < len(node.inputs) else None
+        known = None if value is None else self._of(value)
+        dims = (None if known is None else _dims(known.types[0])) or []
+        found = [n for n in dims[2:] if isinstance(n, int)]
+        return found if len(found) == len(dims) - 2 else []
 
     def _infer(self, node: ir.Node) -> None:
         inputs = [self._of(value) for value in node.inputs if value is not None]

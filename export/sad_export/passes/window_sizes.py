@@ -59,7 +59,7 @@ def write_out_windows(node: ir.Node, sizes: Sequence[int], kernel: Sequence[int]
             windows -= 1
             is_ambiguous = True
         ends.append(max(0, (windows - 1) * s + extent - size - begin))
-    counts_padding = node.op_type == "AveragePool" and node.attributes.get_int("count_include_pad", 0)
+    counts_padding = node.op_type == "AveragePool" and node.attributes.get_int("count_include_pad", 0) == 1
     is_counted = counts_padding and any(p > q for p, q in zip(ends, pads[rank:], strict=True))
     if not is_ambiguous or is_counted or any(p >= k for p, k in zip(ends, kernel, strict=True)):
         return False

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from ..classifier import Prediction
 from ..errors import ErrorCode
+from ..prediction import Prediction
 from .ranking import rank
 from .row import Failure, PlainPass, Row, SaliencyStatistics
 

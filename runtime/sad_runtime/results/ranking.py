@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from ..classifier import softmax
+from ..prediction import softmax
 from .row import Ranked
 
 

@@ -1,0 +1,73 @@
+"""Run what :func:`sad_export.input_gradient` wrote and compare it with its forward graph.
+
+1. It runs, with one image, and with three if its batch is dynamic.
+2. ``logits`` are the forward graph's.
+3. ``gradient`` is the slope of the largest logit; not checked where values are rounded, to codes or to half
+   precision, between which there are no slopes to measure.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from .reference import INPUT_TYPES, reference, refuse_probabilities, slope_error
+from .trial_images import smooth_noise
+from .verify import REPORT, Array, VerificationError, cpu_session, relative_l2
+from .verify_forward import LOGITS_TOLERANCE, SLOPE_TOLERANCE
+
+_HALF_LOGITS_TOLERANCE = 1e-2
+
+
+def verify_gradient(graph: Path, forward: Path, *, logits: str | None = None) -> None:
+    """Check a gradient graph, on noise.
+
+    Args:
+        graph: The file to check.
+        forward: The one it was made from.
+        logits: Name of the forward graph's logits, where it has several outputs.
+
+    Raises:
+        VerificationError: It does not run, or contradicts the forward graph.
+    """
+    x, first, gradient = _run(graph, forward)
+    phi = reference(forward, x, logits=logits)
+    refuse_probabilities(first, forward)
+    half = x.dtype == np.float16
+    problems = []
+    tolerance = _HALF_LOGITS_TOLERANCE if half else LOGITS_TOLERANCE
+    if not (error := relative_l2(first, phi(x))) <= tolerance:
+        problems.append(f"relative L2 error of the logits {error:.3g} > {tolerance:.3g}")
+    if not np.isfinite(gradient).all():
+        problems.append("the gradient is not finite")
+    elif not half and not _rounds(graph):
+        error = slope_error(phi, x.astype(np.float64), gradient.astype(np.float64), first.argmax(1))
+        if not error <= SLOPE_TOLERANCE:
+            problems.append(f"error of the slope along the gradient {error:.3g} > {SLOPE_TOLERANCE:.3g}")
+    if problems:
+        raise VerificationError(f"the gradient contradicts {forward}: {'; '.join(problems)}", hint=REPORT)
+
+
+def _run(graph: Path, forward: Path) -> tuple[Array, Array, Array]:
+    """Images, logits and gradient of a gradient graph."""
+    try:
+        session = cpu_session(graph)
+        (image,) = session.get_inputs()
+        batch, *chw = image.shape
+        sizes = [batch] if isinstance(batch, int) else [1, 3]
+        x = smooth_noise(sum(sizes), *chw).astype(INPUT_TYPES[image.type])
+        parts = np.split(x, np.cumsum(sizes)[:-1])
+        got = [session.run(["logits", "gradient"], {image.name: part}) for part in parts]
+    except Exception as error:  # onnxruntime has classes of its own, derived from nothing nearer
+        reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
+        raise VerificationError(
+            f"the gradient of {forward} does not run in onnxruntime: {reason}", hint=REPORT
+        ) from error
+    first, gradient = (np.concatenate([part[i] for part in got]) for i in range(2))
+    return x, first, gradient
+
+
+def _rounds(graph: Path) -> bool:
+    return any(node.op_type == "QuantizeLinear" for node in ir.load(graph).graph)
