@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from sad_runtime.errors import UserError
 
+from ..checkpoints import without_prefix
 from . import cifar
 from .digits import DigitsResNet
 
@@ -110,6 +111,7 @@ def classes_in(name: str, state: Mapping[str, Tensor]) -> int | None:
     """K of a checkpoint for a named network: the size of what grows with K; None if it is not there."""
     with torch.device("meta"):
         few, more = (build_model(name, count).state_dict() for count in (2, 3))
+    state, _ = without_prefix(state, few, source=name)
     sizes = {state[key].shape[0] for key in few if few[key].shape != more[key].shape and key in state}
     return sizes.pop() if len(sizes) == 1 else None
 

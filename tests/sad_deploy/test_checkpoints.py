@@ -9,8 +9,9 @@ import safetensors.torch
 import torch
 from networks import changed, small_network, state
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
-from sad_deploy.checkpoints import load_weights, read_state_dict
+from sad_deploy.checkpoints import load_weights, read_checkpoint, read_state_dict
 from sad_runtime.errors import UserError
 
 
@@ -127,13 +128,13 @@ def test_a_file_that_may_not_be_read_is_refused(tmp_path):
 
 
 def load(model, weights):
-    load_weights(model, weights, source="weights.pt", num_classes=5)
+    return load_weights(model, weights, source="weights.pt", num_classes=5)
 
 
 def test_weights_are_copied_and_missing_counters_forgiven():
     model, other = small_network(seed=0), small_network(seed=1)
     weights = {k: v for k, v in state(other).items() if not k.endswith("num_batches_tracked")}
-    load(model, weights)
+    assert load(model, weights) == ()
     assert changed(state(other), model) == set()
 
 
@@ -170,3 +171,201 @@ def test_ignored_keys_are_left_out():
     weights = state(small_network(seed=1)) | {"aux1.weight": torch.ones(1)}
     load_weights(model, weights, source="weights.pt", num_classes=5, ignore=("aux1.",))
     assert changed(state(small_network(seed=1)), model) == set()
+
+
+def two_states() -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    return state(small_network(seed=0)), state(small_network(seed=1))
+
+
+def same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> bool:
+    return found.keys() == expected.keys() and all(torch.equal(found[k], expected[k]) for k in expected)
+
+
+def prefixed(prefix: str, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {prefix + name: value for name, value in weights.items()}
+
+
+@pytest.mark.parametrize(
+    ("raw_key", "averaged_key"),
+    [
+        ("state_dict", "state_dict_ema"),  # timm
+        ("model", "model_ema"),  # torchvision
+        ("model", "ema"),
+        ("state_dict", "ema_state_dict"),  # mmengine
+        ("model_state_dict", "swa_model"),
+        ("net", "current_model_state"),
+        ("state_dict", "model"),
+    ],
+)
+def test_raw_weights_are_taken_and_the_averaged_ones_named(tmp_path, raw_key, averaged_key):
+    raw, averaged = two_states()
+    file = tmp_path / "c.pt"
+    torch.save({"epoch": 3, averaged_key: averaged, raw_key: raw, "loss": {"train": torch.tensor(0.1)}}, file)
+    checkpoint = read_checkpoint(file)
+    assert (checkpoint.key, checkpoint.others) == (raw_key, (averaged_key,))
+    assert same(checkpoint.state, raw)
+    assert same(read_state_dict(file), raw)
+    chosen = read_checkpoint(file, key=averaged_key)
+    assert (chosen.key, chosen.others) == (averaged_key, (raw_key,))
+    assert same(chosen.state, averaged)
+
+
+@pytest.mark.parametrize("key", ["ema", "ema.state_dict"])
+def test_weights_deeper_in_the_file_are_named_and_chosen_by_their_path(tmp_path, key):
+    raw, averaged = two_states()
+    ema = {"decay": 0.999, "state_dict": averaged}
+    torch.save({"model": {"state_dict": raw, "arch": "x"}, "ema": ema}, tmp_path / "c.pt")
+    checkpoint = read_checkpoint(tmp_path / "c.pt")
+    assert (checkpoint.key, checkpoint.others) == ("model.state_dict", ("ema.state_dict",))
+    assert same(checkpoint.state, raw)
+    chosen = read_checkpoint(tmp_path / "c.pt", key=key)
+    assert chosen.others == ("model.state_dict",)
+    assert same(chosen.state, averaged)
+
+
+def test_any_place_in_the_file_can_be_chosen_also_by_names_with_dots(tmp_path):
+    raw, averaged = two_states()
+    callbacks = {"Averaging{'a': 0.5}": {"average": averaged, "scores": {"a.ckpt": torch.tensor(0.5)}}}
+    torch.save({"state_dict": raw, "callbacks": callbacks}, tmp_path / "c.pt")
+    assert read_checkpoint(tmp_path / "c.pt").others == ()
+    chosen = read_checkpoint(tmp_path / "c.pt", key="callbacks.Averaging{'a': 0.5}.average")
+    assert same(chosen.state, averaged)
+    assert chosen.others == ("state_dict",)
+
+
+def test_a_file_that_is_a_state_dict_has_no_key(tmp_path):
+    torch.save(small_network().state_dict(), tmp_path / "c.pt")
+    safetensors.torch.save_file(small_network().state_dict(), tmp_path / "c.safetensors")
+    for file in tmp_path.iterdir():
+        checkpoint = read_checkpoint(file)
+        assert (checkpoint.key, checkpoint.others) == (None, ())
+
+
+def test_a_key_that_is_not_there_is_refused_with_those_that_are(tmp_path):
+    raw, averaged = two_states()
+    torch.save({"model": raw, "model_ema": averaged, "epoch": 3}, tmp_path / "c.pt")
+    for key in ("ema", "model.ema", "model_ema.x", "epoch", ""):
+        with pytest.raises(UserError, match="holds no weights under") as error:
+            read_checkpoint(tmp_path / "c.pt", key=key)
+        assert "model, model_ema" in str(error.value.hint)
+    safetensors.torch.save_file(
+        prefixed("net.", raw) | prefixed("ema.", averaged), tmp_path / "c.safetensors"
+    )
+    with pytest.raises(UserError, match="it is one state dict") as error:
+        read_checkpoint(tmp_path / "c.safetensors", key="swa")
+    assert "net" in str(error.value.hint) and "ema" in str(error.value.hint)
+
+
+def test_the_only_weights_of_a_file_are_taken_whatever_their_name(tmp_path):
+    raw, _ = two_states()
+    torch.save({"params": raw, "epoch": 3}, tmp_path / "c.pt")
+    checkpoint = read_checkpoint(tmp_path / "c.pt")
+    assert (checkpoint.key, checkpoint.others) == ("params", ())
+    assert same(checkpoint.state, raw)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"teacher": {"w": torch.ones(1)}, "student": {"w": torch.ones(1)}},
+        {"model": {"w": torch.ones(1), "version": 2}, "teacher": {"w": torch.ones(1)}},
+    ],
+)
+def test_weights_that_may_not_be_meant_are_not_taken_but_named(tmp_path, content):
+    torch.save(content, tmp_path / "c.pt")
+    with pytest.raises(UserError, match=r"holds no state dict under .*; there is .*teacher") as error:
+        read_checkpoint(tmp_path / "c.pt")
+    assert "--weights-key teacher" in str(error.value.hint)
+    assert read_checkpoint(tmp_path / "c.pt", key="teacher").state.keys() == {"w"}
+
+
+def averaged_model(model: nn.Module) -> nn.Module:
+    return AveragedModel(model)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        averaged_model,
+        lambda model: nn.DataParallel(averaged_model(model)),
+        lambda model: averaged_model(nn.DataParallel(model)),
+        lambda model: averaged_model(torch.compile(model)),
+    ],
+)
+def test_averaged_models_of_torch_load_as_the_model_they_average(tmp_path, wrap):
+    source, target = small_network(seed=0), small_network(seed=1)
+    names = {"model": state(target), "model_ema": wrap(source).state_dict()}
+    assert any(name.endswith("n_averaged") for name in names["model_ema"])
+    torch.save(names, tmp_path / "c.pt")
+    torch.save(names["model_ema"], tmp_path / "bare.pt")
+    for weights in (
+        read_checkpoint(tmp_path / "c.pt", key="model_ema").state,
+        read_checkpoint(tmp_path / "bare.pt").state,
+    ):
+        assert same(weights, state(source))
+        assert load(target, weights) == ()
+        assert changed(state(source), target) == set()
+
+
+# Names with a prefix, as Lightning writes them
+
+
+def test_a_network_is_found_among_the_weights_of_what_it_was_a_part_of():
+    model, other = small_network(seed=0), state(small_network(seed=1))
+    (note,) = load(model, prefixed("model.", other) | {"criterion.weight": torch.ones(5)})
+    assert "begin with model. were taken" in note
+    assert "left out: criterion.weight" in note
+    assert changed(other, model) == set()
+    (note,) = load(small_network(), prefixed("backbone._orig_mod.", other))
+    assert "backbone._orig_mod." in note and "left out" not in note
+
+
+def test_names_that_fit_are_taken_as_they_are():
+    model, other = small_network(seed=0), state(small_network(seed=1))
+    assert load(model, other) == ()
+    with pytest.raises(UserError, match=r"12 unexpected: ema\.0\.weight"):
+        load(model, other | {f"ema.{name}": value for name, value in list(other.items())[:12]})
+
+
+def test_of_two_networks_of_the_same_names_the_other_is_named_and_can_be_chosen(tmp_path):
+    raw, averaged = two_states()
+    content = prefixed("ema_model.", averaged) | prefixed("model.", raw) | {"loss.w": torch.ones(2)}
+    torch.save({"state_dict": content}, tmp_path / "c.ckpt")
+    model = small_network(seed=2)
+    notes = load(model, read_checkpoint(tmp_path / "c.ckpt").state)
+    assert changed(raw, model) == set()
+    assert len(notes) == 2
+    assert "begin with model. were taken; left out: loss.w" in notes[0]
+    assert "--weights-key ema_model " in notes[1]
+    for key in ("ema_model", "state_dict.ema_model"):
+        assert load(model, read_checkpoint(tmp_path / "c.ckpt", key=key).state) == ()
+        assert changed(averaged, model) == set()
+
+
+def test_of_two_networks_of_the_same_names_the_one_whose_shapes_fit_is_taken():
+    model, other = small_network(seed=0), state(small_network(seed=1))
+    notes = load(model, prefixed("model.", state(small_network(classes=7))) | prefixed("head.", other))
+    assert changed(other, model) == set()
+    assert len(notes) == 1 and "begin with head." in notes[0]
+
+
+def test_a_prefix_does_not_hide_what_is_wrong():
+    model = small_network()
+    before, other = state(model), prefixed("model.", state(small_network(seed=1)))
+    with pytest.raises(UserError, match=r"1 unexpected: more\.weight"):
+        load(model, other | {"model.more.weight": torch.ones(1)})
+    with pytest.raises(UserError, match="7 classes, but 5 are needed"):
+        load(model, prefixed("model.", state(small_network(classes=7))))
+    del other["model.0.weight"]
+    with pytest.raises(UserError, match=r"missing: 0.weight.*unexpected: model"):
+        load(model, other)
+    assert changed(before, model) == set()
+
+
+def test_ignored_keys_and_missing_counters_are_so_behind_a_prefix_too():
+    model, other = small_network(seed=0), state(small_network(seed=1))
+    weights = {k: v for k, v in other.items() if not k.endswith("num_batches_tracked")}
+    weights = prefixed("net.", weights | {"aux1.weight": torch.ones(1)})
+    notes = load_weights(model, weights, source="w.pt", num_classes=5, ignore=("aux1.",))
+    assert len(notes) == 1
+    assert changed(other, model) == set()

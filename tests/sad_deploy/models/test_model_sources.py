@@ -89,6 +89,7 @@ def test_the_class_count_is_read_from_a_checkpoint(name):
     with torch.device("meta"):
         state = build_model(name, 37).state_dict()
     assert classes_in(name, state) == 37
+    assert classes_in(name, {f"model.{key}": value for key, value in state.items()}) == 37
     assert classes_in(name, {}) is None
 
 
