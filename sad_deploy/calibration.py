@@ -33,6 +33,7 @@ from .batchnorm import (
     write_statistics,
 )
 from .classifier import Clip, add_saliency, check_clip, check_eta, standardized
+from .probabilities import refuse_probabilities
 from .saliency import saliency
 
 Batch = Tensor | tuple[Tensor, Tensor | None]
@@ -228,6 +229,8 @@ def calibrate_each(
         images, labels = checks.checked(index, batch)
         images = images.to(like.device, like.dtype)
         space = settings.input_space or _pixels(images)
+        if index == 0:
+            refuse_probabilities(phi0, standardized(images, space))
         with recording_use(layers0) as reached:
             adversarial = perturb(phi0, images, labels, settings.attack, space, generator=generator)
             x_adv = standardized(adversarial, space)

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from sad_runtime.errors import UserError
@@ -17,15 +18,20 @@ from sad_runtime.manifest import Defence, Manifest
 from .accuracy import CleanAccuracy, clean_accuracy
 from .calibrated import write_calibrated
 from .calibration import Batch, Calibration, CalibrationSettings, calibrate_each
-from .classifier import SADClassifier
+from .classifier import SADClassifier, standardized
 from .data import CalibrationData, ImageSet, every_batch, training_batches
 from .eta import ETA_GRID, EtaChoice, choose_eta
+from .label_order import check_label_order
 from .preparation import Preparation
 from .progress import Report
 from .recipe import Recipe
+from .saliency import evaluating, logits_of
 
 HELD_OUT_IMAGES = 1000
 """Most images η is chosen on, and clean accuracy reported on."""
+
+LABELS_CHECKED = 512
+"""Most images on which labels are compared with predictions beforehand."""
 
 LARGE_DROP = 5.0
 """Points of clean accuracy whose loss deserves a loud warning."""
@@ -84,6 +90,7 @@ def run(
         raise UserError(
             f"{data.name} has too few images to hold any out for measuring clean accuracy", hint="add images"
         )
+    _check_labels(preparation, data, report)
     batches = training_batches(
         data.calibration, batch_size=recipe.batch_size, batches=recipe.batches, seed=recipe.seed
     )
@@ -126,6 +133,26 @@ def run(
         preparation.input_space,
     )
     return Outcome(calibration, choice, before, after, split, data)
+
+
+def _check_labels(preparation: Preparation, data: CalibrationData, report: Report) -> None:
+    """See :mod:`.label_order`; on some of the images, before the long work."""
+    model = preparation.model
+    device = next(model.parameters()).device
+    labels, predictions = [], []
+    left = LABELS_CHECKED
+    for images in (data.held_out, data.calibration):
+        if images.labels is None or not left:
+            continue
+        some = images.take(np.arange(min(left, len(images))))
+        left -= len(some)
+        labels.append(images.labels[: len(some)])
+        for batch in _reported(some, functools.partial(report, "checking labels")):
+            x = standardized(batch[0].to(device), preparation.input_space)
+            with torch.no_grad(), evaluating(model):
+                predictions.append(logits_of(model, x).argmax(1).cpu().numpy())
+    if labels:
+        check_label_order(np.concatenate(labels), np.concatenate(predictions), preparation.classes)
 
 
 def _reported(images: ImageSet, report: functools.partial[None]) -> Iterator[Batch]:

@@ -7,8 +7,11 @@ what is not loaded, is said.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
+import pathlib
 import pickle
+import re
 import warnings
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,6 +25,9 @@ from torch import Tensor, nn
 from sad_runtime.errors import UserError
 
 _NESTED = ("state_dict", "model", "model_state_dict", "net")
+_PLAIN = (argparse.Namespace, pathlib.PosixPath)
+"""What training scripts put beside the tensors, their arguments; making one runs no other code."""
+
 _WRAPPERS = ("module.", "_orig_mod.")
 _AVERAGED = "n_averaged"
 _COUNTER = ".num_batches_tracked"
@@ -45,6 +51,17 @@ class Checkpoint:
     state: dict[str, Tensor]
     key: str | None
     others: tuple[str, ...]
+
+    def notes(self, source: str) -> tuple[str, ...]:
+        """What was chosen, in a sentence, if there was a choice or the place is unusual.
+
+        Args:
+            source: What to call the file.
+        """
+        if not self.others and (self.key is None or self.key in _NESTED):
+            return ()
+        beside = f"; {', '.join(self.others)} beside it: --weights-key takes another" if self.others else ""
+        return (f"{source}: the weights are those of {self.key!r}{beside}",)
 
 
 def read_checkpoint(path: Path, *, key: str | None = None) -> Checkpoint:
@@ -120,7 +137,7 @@ def _looks_like_safetensors(path: Path) -> bool:
 
 def _torch_load(path: Path) -> object:
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.serialization.safe_globals(list(_PLAIN)):
             # torch advises on odd pickles before it refuses them; the error below says it in one line.
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -131,8 +148,11 @@ def _torch_load(path: Path) -> object:
             for word in ("GLOBAL", "Unsupported class", "Unsupported operand", "TorchScript")
         ):
             raise _damaged(path, error) from None
+        found = re.search(r"GLOBAL `?([\w.]+)", str(error))
+        more = f" ({found[1]})" if found else ""
         raise UserError(
-            f"{path} is a pickle that holds more than tensors; loading it could run any code, so it was not",
+            f"{path} is a pickle that holds more than tensors{more}; "
+            "loading it could run any code, so it was not",
             hint=_CONVERT,
         ) from None
     except RuntimeError as error:

@@ -171,7 +171,13 @@ def _two_pass(forward: onnx.ModelProto, manifest: Manifest, *, dgrad: str, targe
         target=target,
         mean=space.mean,
         std=space.std,
+        notice=_refuse,
     )
+
+
+def _refuse(message: str) -> None:
+    """A calibrated network returned logits; another end than PyTorch's reference has would not fit it."""
+    raise BundleError(f"the bundle's network does not return logits: {message}", hint="calibrate it again")
 
 
 def sample_images(bundle: Bundle) -> Array:

@@ -15,11 +15,14 @@ from sad_runtime.errors import UserError
 from sad_runtime.manifest import Color, InputSpace, ModelSource, Preprocessing
 
 from .batchnorm import batchnorm_layers
-from .checkpoints import load_weights, read_state_dict
+from .checkpoints import Checkpoint, load_weights, read_checkpoint
+from .classifier import standardized
 from .data import DataSource, find_data
 from .data.cifar import SIDE as CIFAR_SIDE
+from .data.class_names import read_class_names
 from .data.digits import CLASSES as DIGITS_CLASSES
 from .data.digits import PREPROCESSING as DIGITS_PREPROCESSING
+from .data.folder import FolderSource
 from .data.image_set import check_enough
 from .digits_default import digits_state_dict
 from .models import build_model, cifar, digits
@@ -33,6 +36,7 @@ from .models.sources import (
     takes_num_classes,
     training_only_prefixes,
 )
+from .probabilities import refuse_probabilities, trial_images
 from .progress import Report
 from .recipe import Recipe
 from .saliency import logits_of
@@ -42,7 +46,10 @@ _IMAGENET_SIDE = 224
 _IMAGENET_RESIZE = 256 / 224
 _INCEPTION_SIDE = 299
 _SMALLEST_PHOTO = 128
-_SAME = "the data's class folders must be the classes the network was trained on"
+_SAME = (
+    "the data's class folders must be the classes the network was trained on; --classes FILE names them all "
+    "where some have no image"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +64,7 @@ class Preparation:
         input_space: Pixels to network input.
         data: The images, found but not read.
         weights: Where the weights came from, for the manifest.
+        notes: What was chosen or left out on the user's behalf; sentences.
     """
 
     model: nn.Module
@@ -66,6 +74,7 @@ class Preparation:
     input_space: InputSpace
     data: DataSource
     weights: Mapping[str, str]
+    notes: tuple[str, ...] = ()
 
 
 def prepare(recipe: Recipe, report: Report) -> Preparation:
@@ -76,11 +85,15 @@ def prepare(recipe: Recipe, report: Report) -> Preparation:
     """
     device = _device(recipe.device)
     check_model_name(recipe.model)
-    data = find_data(recipe.data)
+    given = read_class_names(Path(recipe.classes).expanduser()) if recipe.classes else None
+    data = find_data(recipe.data, classes=given)
     check_enough(data.available, recipe.batch_size)
     pretrained, file = _find_weights(recipe)
-    state = None if file is None else read_state_dict(file)
-    classes = _classes(recipe, data, pretrained, state)
+    checkpoint = _checkpoint(recipe, file)
+    state = None if checkpoint is None else checkpoint.state
+    if given is None and pretrained is not None and isinstance(data, FolderSource):
+        data = _in_published_order(data, pretrained)
+    classes = given or _classes(recipe, data, pretrained, state)
     num_classes = len(classes) if classes else 0
     preprocessing = _preprocessing(recipe, data, pretrained)
     input_space = _input_space(recipe, data, pretrained, preprocessing)
@@ -90,13 +103,21 @@ def prepare(recipe: Recipe, report: Report) -> Preparation:
     width = _try_out(model, preprocessing)
     if classes is not None and width != num_classes:
         raise UserError(
-            f"{recipe.model} gives {width} logits, but {recipe.data} has {num_classes} classes", hint=_SAME
+            f"{recipe.model} gives {width} logits, but {recipe.classes or recipe.data} has {num_classes} "
+            "classes",
+            hint=_SAME,
         )
     weights, state = _weights(recipe, pretrained, file, state, report)
+    notes = data.left_out
+    if checkpoint is not None:
+        notes += checkpoint.notes(recipe.weights or "")
     if state is not None:
         source = recipe.weights or "the embedded default"
         ignored = training_only_prefixes(recipe.model)
-        load_weights(model, state, source=source, num_classes=width, ignore=ignored)
+        notes += load_weights(model, state, source=source, num_classes=width, ignore=ignored)
+    refuse_probabilities(
+        model, standardized(trial_images(preprocessing.shape), input_space), name=recipe.model
+    )
     return Preparation(
         model=model.to(device),
         source=ModelSource(recipe.model, width),
@@ -105,7 +126,23 @@ def prepare(recipe: Recipe, report: Report) -> Preparation:
         input_space=input_space,
         data=data,
         weights=weights,
+        notes=notes,
     )
+
+
+def _checkpoint(recipe: Recipe, file: Path | None) -> Checkpoint | None:
+    if file is not None:
+        return read_checkpoint(file, key=recipe.weights_key)
+    if recipe.weights_key is not None:
+        raise UserError("--weights-key chooses within a file of weights", hint="give the file with --weights")
+    return None
+
+
+def _in_published_order(data: FolderSource, pretrained: Pretrained) -> FolderSource:
+    """Folders named as published classes are labelled by name, whatever they sort like."""
+    if data.classes is None or not set(data.classes) <= set(pretrained.classes):
+        return data
+    return data.in_order(pretrained.classes, given_by=pretrained.name)
 
 
 def _weights(

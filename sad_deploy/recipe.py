@@ -35,6 +35,8 @@ class Options:
     model: str | None = None
     weights: str | None = None
     data: str | None = None
+    classes: str | None = None
+    weights_key: str | None = None
     eta: str | None = None
     max_drop: float | None = None
     normalization: Normalization | None = None
@@ -61,6 +63,8 @@ class Recipe:
         model: Model name.
         weights: File or published name; None for the embedded default and factories that bring their own.
         data: Data source.
+        classes: File of class names in the order of the network's outputs; None for the data's own order.
+        weights_key: Which of several state dicts in the file of weights; None for the usual one.
         eta: η, or None to sweep.
         max_drop: Limit of the sweep, in points.
         normalization: Of S.
@@ -80,6 +84,8 @@ class Recipe:
     model: str
     weights: str | None
     data: str
+    classes: str | None
+    weights_key: str | None
     eta: float | None
     max_drop: float
     normalization: Normalization
@@ -131,6 +137,8 @@ def resolve(options: Options) -> Recipe:
         model=model,
         weights=options.weights,
         data=options.data or DEFAULT_DATA,
+        classes=options.classes,
+        weights_key=options.weights_key,
         eta=PAPER_ETA if options.paper else eta,
         max_drop=MAX_DROP if options.max_drop is None else options.max_drop,
         normalization=options.normalization or Normalization.NONE,

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
+ZERO_SALIENCIES = 0.5
+"""Share of images whose saliency may be zero: x + η·0 is no defence."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Tolerance:

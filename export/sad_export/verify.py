@@ -18,7 +18,7 @@ import onnxruntime
 from sad_runtime.errors import UserError
 
 from .model import LARGEST_WEIGHTS
-from .tolerances import TOLERANCES, Tolerance
+from .tolerances import TOLERANCES, ZERO_SALIENCIES, Tolerance
 
 Array = np.ndarray[Any, Any]
 BATCH_SIZES = (1, 3, 8)
@@ -57,6 +57,7 @@ class Verification:
         saliency_cosine_median: Median over the images of cos(S, S_reference).
         saliency_cosine_min: Its minimum.
         saliency_variation: Largest ‖S_i − mean S‖ / ‖mean S‖ over the images; 0 for a constant saliency.
+        zero_saliencies: Images whose saliency is zero everywhere.
     """
 
     images: int
@@ -67,6 +68,7 @@ class Verification:
     saliency_cosine_median: float
     saliency_cosine_min: float
     saliency_variation: float
+    zero_saliencies: float
 
     def as_dict(self) -> dict[str, float]:
         """For the manifest."""
@@ -95,6 +97,8 @@ class Verification:
         ]
         # Written so that a NaN falls short.
         found = [f"{name} {value:.6g} < {bound:.6g}" for name, value, bound in least if not value >= bound]
+        if self.zero_saliencies > ZERO_SALIENCIES * self.images:
+            found.append(f"the saliency of {self.zero_saliencies:g} of {self.images} images is zero")
         return found + [
             f"relative L2 error of the {name} {value:.3g} > {bound:.3g}"
             for name, value, bound in most
@@ -219,11 +223,17 @@ def _figures(got: Mapping[str, Array], want: Mapping[str, Array]) -> Verificatio
         saliency_cosine_median=float(np.median(cosines)),
         saliency_cosine_min=float(cosines.min()),
         saliency_variation=_variation(got["saliency"]),
+        zero_saliencies=count_zero(got["saliency"]),
     )
 
 
 def _agreement(got: Array, want: Array) -> float:
     return float((got.argmax(1) == want.argmax(1)).mean())
+
+
+def count_zero(saliency: Array) -> int:
+    """How many of (N, C, H, W) are zero everywhere."""
+    return sum(not each.any() for each in saliency)
 
 
 def relative_l2(got: Array, want: Array) -> float:
@@ -264,4 +274,5 @@ def _worst(figures: Sequence[Verification]) -> Verification:
         saliency_cosine_median=smallest("saliency_cosine_median"),
         saliency_cosine_min=smallest("saliency_cosine_min"),
         saliency_variation=smallest("saliency_variation"),
+        zero_saliencies=largest("zero_saliencies"),
     )

@@ -18,13 +18,12 @@ import numpy as np
 from sad_runtime.manifest import Normalization
 
 from .reference import reference, refuse_probabilities, slope_error
-from .verify import Array, VerificationError, cpu_session, relative_l2
+from .tolerances import ZERO_SALIENCIES
+from .verify import Array, VerificationError, count_zero, cpu_session, relative_l2
 
 LOGITS_TOLERANCE = 1e-4
 # Central differences cross kinks of a ReLU network; a wrong rule misses by far more.
 SLOPE_TOLERANCE = 0.05
-ZERO_SALIENCIES = 0.5
-"""Share of images whose saliency may be zero: x + η·0 is no defence."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,13 +83,13 @@ def verify_forward(
     mixed = x + eta * _normalized(saliency.astype(np.float64), normalization)
     if clip is not None:
         mixed = np.clip(mixed, *clip)
-    zero = np.array([not each.any() for each in saliency])
+    zero = count_zero(saliency)
     figures = ForwardVerification(
         images=len(images),
         plain_logits_relative_l2=relative_l2(first, phi(x)),
         logits_relative_l2=relative_l2(second, phi(mixed)),
         slope_error=slope_error(phi, x, saliency.astype(np.float64), first.argmax(1)),
-        zero_saliencies=int(zero.sum()),
+        zero_saliencies=zero,
     )
     refuse_probabilities(first, forward)
     problems = [
@@ -102,8 +101,8 @@ def verify_forward(
         )
         if not value <= bound
     ]
-    if zero.mean() > ZERO_SALIENCIES:
-        problems.append(f"the saliency of {zero.sum()} of {len(zero)} images is zero, which defends nothing")
+    if zero > ZERO_SALIENCIES * len(images):
+        problems.append(f"the saliency of {zero} of {len(images)} images is zero, which defends nothing")
     if problems:
         raise VerificationError(
             f"the two-pass graph contradicts {forward}: {'; '.join(problems)}", hint="nothing was kept"

@@ -17,7 +17,7 @@ from sad_runtime.bundle import check_destination
 from sad_runtime.extras import require
 from sad_runtime.manifest import Normalization
 
-from .console import interruptible, print_hint, print_status, print_warning, stderr, stdout
+from .console import interruptible, print_hint, print_note, print_status, print_warning, stderr, stdout
 
 if TYPE_CHECKING:
     from sad_deploy.calibration_job import Outcome
@@ -45,10 +45,26 @@ def calibrate(
             help="State dict (.safetensors or PyTorch), or a name of torchvision's published weights.",
         ),
     ] = None,
+    weights_key: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KEY",
+            help="Which of several state dicts in the file, for example model_ema.",
+            show_default="the usual one",
+        ),
+    ] = None,
     data: Annotated[
         str | None,
         typer.Option(
             help="digits, cifar10:PATH, cifar100:PATH, or a folder of images.", show_default="digits"
+        ),
+    ] = None,
+    classes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Class names in the order of the network's outputs, one per line or as JSON.",
+            show_default="the folders, sorted",
         ),
     ] = None,
     eta: Annotated[
@@ -112,7 +128,9 @@ def calibrate(
         Options(
             model=model,
             weights=weights,
+            weights_key=weights_key,
             data=data,
+            classes=classes,
             eta=eta,
             max_drop=max_drop,
             normalization=normalization,
@@ -140,6 +158,8 @@ def calibrate(
     with interruptible(f"{out} was not touched"), _progress() as report:
         preparation = prepare(recipe, report)
         _print_input(recipe, preparation)
+        for note in preparation.notes:
+            print_note(note)
         _warn_of_guesses(recipe)
         outcome = run(recipe, preparation, report)
     _print_skipped(outcome)

@@ -35,7 +35,7 @@ class FolderSource:
 
     Attributes:
         name: As the user gave it.
-        classes: Names of the class folders, sorted; None for a flat folder.
+        classes: Names of the class folders, sorted or as :meth:`in_order` says; None for a flat folder.
         paths: All files.
         labels: (n,) index of each file's class; zeros for a flat folder.
         preprocessing: None: a folder fits any network.
@@ -53,6 +53,29 @@ class FolderSource:
     def available(self) -> int:
         """Files that are not held out."""
         return len(self._split(seed=0)[1])
+
+    def in_order(self, classes: Sequence[str], *, given_by: str) -> FolderSource:
+        """The same images with labels in another order of classes, some of which may have no image.
+
+        Args:
+            classes: All names, in the order of the network's outputs.
+            given_by: Where they come from, for the message.
+
+        Raises:
+            UserError: A folder is none of them.
+        """
+        if self.classes is None:
+            return self
+        unknown = [name for name in self.classes if name not in classes]
+        if unknown:
+            shown = ", ".join(unknown[:_NAMED]) + (" …" if len(unknown) > _NAMED else "")
+            raise UserError(
+                f"{len(unknown)} of {len(self.classes)} class folders in {self.name} are not in {given_by}: "
+                f"{shown}",
+                hint=f"name the folders as {given_by} does, for example {classes[0]!r}",
+            )
+        index = np.array([classes.index(name) for name in self.classes], dtype=np.int64)
+        return dataclasses.replace(self, classes=tuple(classes), labels=index[self.labels])
 
     def _split(self, seed: int) -> list[npt.NDArray[np.intp]]:
         """Indices held out, and the others; how many does not depend on the seed."""
@@ -130,10 +153,15 @@ class _Reader:
             return f"{path}: {error.message}"
 
 
-def find_folder(name: str, path: Path) -> FolderSource:
+def find_folder(name: str, path: Path, *, may_be_empty: bool = False) -> FolderSource:
     """List a folder's images: of its class folders and all below them, or its own if it has no folders.
 
     Hidden entries are left out.
+
+    Args:
+        name: As the user gave it.
+        path: The folder.
+        may_be_empty: Whether a class folder may hold no image, as its class is known otherwise.
 
     Raises:
         UserError: It is no folder, holds no image, some class folders hold none (all of those are named), or
@@ -154,7 +182,8 @@ def find_folder(name: str, path: Path) -> FolderSource:
         labels = np.zeros(len(contents.beside), dtype=np.int64)
         return FolderSource(name, None, contents.beside, labels, left_out=contents.left_out)
     _refuse_splits(path, contents)
-    _refuse_empty(path, contents)
+    if not may_be_empty or not any(folder.images for folder in contents.classes):
+        _refuse_empty(path, contents)
     sizes = [len(folder.images) for folder in contents.classes]
     return FolderSource(
         name,

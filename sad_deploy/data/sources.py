@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -67,15 +68,21 @@ class DataSource(Protocol):
         ...
 
 
-def find_data(name: str) -> DataSource:
+def find_data(name: str, *, classes: Sequence[str] | None = None) -> DataSource:
     """The source behind ``digits``, ``cifar10:PATH``, ``cifar100:PATH`` or a folder.
 
+    Args:
+        name: As the user gave it.
+        classes: Names in the order of the network's outputs, for a folder; its own order by default.
+
     Raises:
-        UserError: There is no such data.
+        UserError: There is no such data, or the classes are not those of its folders.
     """
+    dataset, separator, path = name.partition(":")
+    if classes is not None and (name == "digits" or dataset in cifar.NAMES):
+        raise UserError(f"--classes is for a folder of images; {name} has its own", hint="leave it out")
     if name == "digits":
         return DigitsSource()
-    dataset, separator, path = name.partition(":")
     if dataset in cifar.NAMES:
         if not separator or not path:
             raise UserError(
@@ -83,4 +90,5 @@ def find_data(name: str) -> DataSource:
                 hint=f"--data {dataset}:PATH; nothing is downloaded",
             )
         return cifar.find_cifar(name, dataset, Path(path).expanduser())
-    return find_folder(name, Path(name).expanduser())
+    folder = find_folder(name, Path(name).expanduser(), may_be_empty=classes is not None)
+    return folder if classes is None else folder.in_order(classes, given_by="--classes")

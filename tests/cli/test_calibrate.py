@@ -207,3 +207,82 @@ def test_without_torch_the_extra_is_named():
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert found.returncode == 2
     assert 'pip install "sad-deploy[calibrate]"' in found.stderr and "Traceback" not in found.stderr
+
+
+GREY = """
+import torch
+from torch import nn
+class Grey(nn.Module):
+    # Class k is the grey level (k + 1/2)/K: exact without training.
+    def __init__(self, num_classes):
+        super().__init__()
+        k = num_classes
+        self.conv, self.bn, self.fc = nn.Conv2d(3, 2, 1, bias=False), nn.BatchNorm2d(2), nn.Linear(2, k)
+        with torch.no_grad():
+            self.conv.weight.fill_(1 / 3)
+            c = (torch.arange(k) + 0.5) / k
+            self.fc.weight.copy_(300 * torch.stack([c, c], 1))
+            self.fc.bias.copy_(-300 * c * c)
+    def forward(self, x):
+        return self.fc(torch.relu(self.bn(self.conv(x))).mean((2, 3)))
+"""
+GREY_OPTIONS = [
+    "--model", "grey_net:Grey", "--image-size", "16", "--mean", "0,0,0", "--std", "1,1,1", "--eta", "0.001",
+    "--batch-size", "8", "--batches", "2", "--attack", "none",
+]  # fmt: skip
+
+
+def grey_folder(*names):
+    """Folder k holds images of class k."""
+    Path("grey_net.py").write_text(GREY)
+    rng = np.random.default_rng(0)
+    for k, name in enumerate(names):
+        (Path("grey") / name).mkdir(parents=True)
+        for i in range(10):
+            level = 255 * (k + 0.5) / len(names) + rng.normal(0, 3, (16, 16, 3))
+            Image.fromarray(level.clip(0, 255).astype(np.uint8)).save(f"grey/{name}/{i}.png")
+    return "grey"
+
+
+def grey_state():
+    """Weights for four classes."""
+    defined = {}
+    exec(GREY, defined)
+    return defined["Grey"](4).state_dict()
+
+
+def test_class_folders_in_another_order_stop_the_calibration_and_classes_mends_it(monkeypatch, capsys):
+    data = grey_folder("zero", "one", "two", "three")
+    error = refused(monkeypatch, capsys, *GREY_OPTIONS, "--data", data, "--out", "b")
+    assert "the class folders are in another order than the network's outputs" in error
+    assert "by these images: zero, one, two, three" in error
+    Path("classes.txt").write_text("zero\none\ntwo\nthree\n")
+    assert (
+        calibrate(monkeypatch, *GREY_OPTIONS, "--data", data, "--classes", "classes.txt", "--out", "b") == 0
+    )
+    assert "100.00 % before" in capsys.readouterr().out
+    assert Bundle.open("b").manifest.classes == ("zero", "one", "two", "three")
+
+
+def test_a_network_at_chance_stops_the_calibration(monkeypatch, capsys):
+    data = grey_folder("a", "b", "c", "d")
+    options = ["--data", data, "--out", "b", "--weights", "broken.pt"]
+    broken = grey_state() | {"fc.bias": torch.tensor([1e6, 0, 0, 0])}
+    torch.save(broken, "broken.pt")
+    error = refused(monkeypatch, capsys, *GREY_OPTIONS, *options)
+    assert "the network is at chance on these images" in error
+
+
+def test_what_is_left_out_and_chosen_is_said(monkeypatch, capsys):
+    data = grey_folder("a", "b", "c", "d")
+    Image.new("RGB", (16, 16)).save("grey/beside.png")
+    Path("grey/a/notes.txt").write_text("")
+    state = grey_state()
+    torch.save({"state_dict": state, "state_dict_ema": state}, "both.pt")
+    options = ["--data", data, "--weights", "both.pt", "--out", "b"]
+    assert calibrate(monkeypatch, *GREY_OPTIONS, *options) == 0
+    notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
+    assert len(notes) == 3
+    assert "1 image beside the class folders in grey/ was left out" in notes[0]
+    assert ".txt" in notes[1]
+    assert "state_dict_ema beside it" in notes[2]

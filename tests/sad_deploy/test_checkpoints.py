@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import argparse
 import os
 import pickle
 from pathlib import Path
@@ -369,3 +370,27 @@ def test_ignored_keys_and_missing_counters_are_so_behind_a_prefix_too():
     notes = load_weights(model, weights, source="w.pt", num_classes=5, ignore=("aux1.",))
     assert len(notes) == 1
     assert changed(other, model) == set()
+
+
+def test_arguments_of_a_training_script_beside_the_weights_are_fine(tmp_path):
+    path = tmp_path / "last.pth.tar"
+    arguments = argparse.Namespace(lr=0.1, output=Path("runs"), nested=argparse.Namespace(epochs=3))
+    torch.save({"epoch": 3, "state_dict": {"w": torch.ones(2)}, "args": arguments}, path)
+    checkpoint = read_checkpoint(path)
+    assert checkpoint.state["w"].tolist() == [1, 1]
+    assert checkpoint.notes(path.name) == ()
+
+
+def test_a_refused_type_is_named(tmp_path):
+    torch.save({"state_dict": {"w": torch.ones(2)}, "model": torch.nn.Linear(2, 2)}, tmp_path / "whole.pt")
+    with pytest.raises(UserError, match=r"more than tensors \(torch\.nn\.modules\.linear\.Linear\)"):
+        read_checkpoint(tmp_path / "whole.pt")
+
+
+def test_a_choice_among_several_weights_is_said(tmp_path):
+    raw, averaged = {"w": torch.zeros(2)}, {"w": torch.ones(2)}
+    torch.save({"model": raw, "model_ema": averaged}, tmp_path / "both.pth")
+    (note,) = read_checkpoint(tmp_path / "both.pth").notes("both.pth")
+    assert (
+        note == "both.pth: the weights are those of 'model'; model_ema beside it: --weights-key takes another"
+    )

@@ -1,0 +1,63 @@
+"""``--classes FILE``: the names of the classes in the order of the network's outputs.
+
+One of:
+
+- text, one name per line; empty lines are left out;
+- a JSON list of names;
+- a JSON object from name to index (torchvision's ``class_to_idx``) or from index to name (Hugging Face's
+  ``id2label``), indices from 0 without a gap.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+from sad_runtime.errors import UserError
+
+_SHOWN = 5
+
+
+def read_class_names(path: Path) -> tuple[str, ...]:
+    """Read the names.
+
+    Raises:
+        UserError: The file is missing, is none of the forms, or names a class twice.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise UserError(
+            f"--classes {path} cannot be read: {reason}", hint="give a file with one class name per line"
+        ) from None
+    names = _of_json(text, path) if text.lstrip().startswith(("[", "{")) else _of_lines(text)
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise UserError(f"--classes {path} names {', '.join(twice[:_SHOWN])} more than once")
+    if len(names) < 2:
+        raise UserError(f"--classes {path} names {len(names)} classes; a classifier has at least two")
+    return names
+
+
+def _of_lines(text: str) -> tuple[str, ...]:
+    return tuple(line.strip() for line in text.splitlines() if line.strip())
+
+
+def _of_json(text: str, path: Path) -> tuple[str, ...]:
+    forms = "a list of names, or an object of names and indices from 0 on"
+    try:
+        read = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"--classes {path} is not readable as JSON: {error}", hint=f"give {forms}") from None
+    if isinstance(read, list) and all(isinstance(name, str) for name in read):
+        return tuple(read)
+    if isinstance(read, dict):
+        by_index = {str(value): key for key, value in read.items() if type(value) is int}
+        if not by_index:
+            by_index = {key: value for key, value in read.items() if isinstance(value, str)}
+        indices = [str(i) for i in range(len(read))]
+        if set(by_index) == set(indices):
+            return tuple(by_index[i] for i in indices)
+    raise UserError(f"--classes {path} holds neither {forms.replace(', or', ' nor')}")
