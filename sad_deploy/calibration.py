@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import BatchNorm1d
 
+from sad_runtime.choices import Normalization
 from sad_runtime.errors import UserError
-from sad_runtime.manifest import InputSpace, Normalization
+from sad_runtime.manifest import InputSpace
 
 from .attacks import Attack, perturb
 from .batchnorm import (

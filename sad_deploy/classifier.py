@@ -9,8 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from sad_runtime.choices import Normalization
 from sad_runtime.errors import UserError
-from sad_runtime.manifest import InputSpace, Normalization
+from sad_runtime.manifest import InputSpace
 
 from .saliency import logits_of, normalize_saliency, saliency
 

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from sad_runtime.choices import Normalization
 from sad_runtime.errors import UserError
-from sad_runtime.manifest import Normalization
 
 
 def saliency(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import onnx
 
+from sad_runtime.choices import Normalization
 from sad_runtime.errors import UserError
 from sad_runtime.files import Destination
-from sad_runtime.manifest import Normalization
 from sad_runtime.tensorrt import EngineInfo, Flavor
 
 from .model import GraphError, save_graph, warn

@@ -17,8 +17,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from sad_runtime.choices import Normalization
 from sad_runtime.graph_metadata import PREFIX, graph_metadata
-from sad_runtime.manifest import Normalization
 
 from .gradient import Dgrad, Emitter, Target
 from .gradient.values import shape_of, static

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sad_runtime.manifest import Normalization
+from sad_runtime.choices import Normalization
 
 from .reference import reference, refuse_probabilities, slope_error
 from .tolerances import ZERO_SALIENCIES

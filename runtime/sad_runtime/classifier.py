@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 import numpy.typing as npt
 
-from .backend_choice import BackendChoice
 from .backends import Backend, OpenedBackend, open_backend
 from .backends.batch_limit import Notice, ignore
 from .backends.protocol import LOGITS, PLAIN_LOGITS, SALIENCY
 from .bundle import Bundle
+from .choices import BackendChoice
 from .errors import BundleError, UserError
 from .manifest import Manifest
 from .prediction import Prediction

@@ -9,7 +9,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from .manifest import Manifest, Normalization
+from .choices import Normalization
+from .manifest import Manifest
 
 
 def defended_image(

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 
-from .manifest import Defence, InputSpace, Normalization
+from .choices import Normalization
+from .manifest import Defence, InputSpace
 
 PREFIX = "sad_deploy."
 Bound = float | Sequence[float]

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from . import strict_json
+from .choices import Normalization
 from .errors import BundleError
 
 MANIFEST_NAME = "manifest.json"
@@ -23,9 +24,6 @@ MANIFEST_NAME = "manifest.json"
 
 SCHEMA_VERSION = 1
 """Version of the JSON written by this release. A loader refuses anything newer."""
-
-PRECISIONS = ("fp32", "fp16", "bf16", "int8")
-"""What a graph computes in; two of them, as ``fp32-fp16``, for its second pass and its saliency."""
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -48,19 +46,6 @@ def unsafe_name(name: str) -> str | None:
     if name.casefold() == MANIFEST_NAME:
         return "is the manifest itself"
     return None
-
-
-class Normalization(enum.StrEnum):
-    """How the saliency S is scaled before η, per sample. A zero map stays zero.
-
-    ``none``: S as it is (the paper). ``rms``: unit root mean square, so η is the mean change per
-    element. ``linf``: unit largest magnitude. ``sign``: the sign of every element.
-    """
-
-    NONE = "none"
-    RMS = "rms"
-    LINF = "linf"
-    SIGN = "sign"
 
 
 class Color(enum.StrEnum):

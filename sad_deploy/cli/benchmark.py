@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sad_runtime.backend_choice import BackendChoice
+from sad_runtime.choices import BackendChoice
 from sad_runtime.errors import MissingExtraError
 from sad_runtime.extras import require
 from sad_runtime.files import Destination, written_whole

@@ -14,8 +14,8 @@ from rich.table import Table
 from sad_deploy.attack_config import AttackKind
 from sad_deploy.recipe import BATCH_SIZE, BATCHES, SAMPLES, Options, Recipe, resolve
 from sad_runtime.bundle import check_destination
+from sad_runtime.choices import Normalization
 from sad_runtime.extras import require
-from sad_runtime.manifest import Normalization
 
 from .console import interruptible, print_hint, print_note, print_status, print_warning, stderr, stdout
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import enum
 from typing import TYPE_CHECKING
 
+from sad_runtime.choices import HardwareCompatibility
 from sad_runtime.errors import UserError
 
 from .console import print_warning, stderr
@@ -17,14 +17,6 @@ PANEL = "TensorRT engine"
 """Where ``--help`` shows them."""
 
 DEFAULT_BATCH = (1, 8, 64)
-
-
-class HardwareCompatibilityOption(enum.StrEnum):
-    """Which GPUs besides the one it is built on."""
-
-    NONE = "none"
-    AMPERE_PLUS = "ampere+"
-    SAME_COMPUTE_CAPABILITY = "same-compute-capability"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +38,7 @@ class EngineOptions:
     batch: tuple[int, int, int]
     optimization_level: int | None
     targets: tuple[str, ...]
-    hardware_compatibility: HardwareCompatibilityOption
+    hardware_compatibility: HardwareCompatibility
     tf32: bool
     verbose: bool
     no_cache: bool
@@ -62,7 +54,7 @@ class EngineOptions:
             "--batch": self.batch != DEFAULT_BATCH,
             "--optimization-level": self.optimization_level is not None,
             "--gpu-target": bool(self.targets),
-            "--hardware-compatibility": self.hardware_compatibility is not HardwareCompatibilityOption.NONE,
+            "--hardware-compatibility": self.hardware_compatibility is not HardwareCompatibility.NONE,
             "--tf32": self.tf32,
             "--verbose": self.verbose,
             "--no-engine-cache": self.no_cache,
@@ -72,7 +64,7 @@ class EngineOptions:
 
     def request(self) -> EngineRequest:
         """What the exporter takes."""
-        from sad_export.tensorrt import BuildOptions, EngineCache, EngineRequest, HardwareCompatibility
+        from sad_export.tensorrt import BuildOptions, EngineCache, EngineRequest
 
         return EngineRequest(
             flavor=self.flavor,
@@ -80,7 +72,7 @@ class EngineOptions:
             options=BuildOptions(
                 optimization_level=self.optimization_level,
                 targets=self.targets,
-                hardware_compatibility=HardwareCompatibility(self.hardware_compatibility.value),
+                hardware_compatibility=self.hardware_compatibility,
                 tf32=self.tf32,
             ),
             cache=None if self.no_cache else EngineCache(told=print_warning),

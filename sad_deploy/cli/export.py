@@ -3,62 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
-import enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sad_runtime.choices import (
+    ConvGradient,
+    FlavorChoice,
+    HardwareCompatibility,
+    Normalization,
+    Precision,
+    Ranges,
+    Target,
+)
 from sad_runtime.errors import UserError
 from sad_runtime.extras import require
-from sad_runtime.manifest import Normalization
 
 from .console import interruptible, print_note, print_status, print_warning, stdout
-from .engine_options import DEFAULT_BATCH, PANEL, EngineOptions, HardwareCompatibilityOption
+from .engine_options import DEFAULT_BATCH, PANEL, EngineOptions
 
 if TYPE_CHECKING:
     from sad_runtime.tensorrt import EngineInfo
 
 DEFAULT_BUNDLE = Path("sad-model")
-
-
-class FlavorOption(enum.StrEnum):
-    """Which TensorRT builds."""
-
-    AUTO = "auto"
-    TENSORRT = "tensorrt"
-    RTX = "rtx"
-
-
-class DgradOption(enum.StrEnum):
-    """How convolutions are differentiated."""
-
-    AUTO = "auto"
-    CONVTRANSPOSE = "convtranspose"
-    CONV = "conv"
-
-
-class PrecisionOption(enum.StrEnum):
-    """Element type of weights and values."""
-
-    FP32 = "fp32"
-    FP16 = "fp16"
-    BF16 = "bf16"
-    INT8 = "int8"
-
-
-class RangesOption(enum.StrEnum):
-    """How ranges of 8-bit codes are found."""
-
-    PERCENTILE = "percentile"
-    ENTROPY = "entropy"
-
-
-class TargetOption(enum.StrEnum):
-    """What the graph is written for."""
-
-    PORTABLE = "portable"
-    CPU = "cpu"
 
 
 def export(
@@ -70,8 +38,8 @@ def export(
         bool, typer.Option("--trt", help="Also build a TensorRT engine (RTX: needs no GPU).")
     ] = False,
     flavor: Annotated[
-        FlavorOption, typer.Option(help="Which TensorRT builds it.", rich_help_panel=PANEL)
-    ] = FlavorOption.AUTO,
+        FlavorChoice, typer.Option(help="Which TensorRT builds it.", rich_help_panel=PANEL)
+    ] = FlavorChoice.AUTO,
     batch: Annotated[
         str,
         typer.Option(
@@ -98,12 +66,12 @@ def export(
         ),
     ] = None,
     hardware_compatibility: Annotated[
-        HardwareCompatibilityOption,
+        HardwareCompatibility,
         typer.Option(
             help="Enterprise: which GPUs besides the one it is built on.",
             rich_help_panel=PANEL,
         ),
-    ] = HardwareCompatibilityOption.NONE,
+    ] = HardwareCompatibility.NONE,
     tf32: Annotated[
         bool,
         typer.Option(
@@ -123,25 +91,25 @@ def export(
         ),
     ] = False,
     dgrad: Annotated[
-        DgradOption,
+        ConvGradient,
         typer.Option(help="How convolutions are differentiated; auto: conv where TensorRT lacks a kernel."),
-    ] = DgradOption.AUTO,
+    ] = ConvGradient.AUTO,
     target: Annotated[
-        TargetOption, typer.Option(help="cpu: faster in onnxruntime on the CPU, in fp32 or int8; no engine.")
-    ] = TargetOption.PORTABLE,
+        Target, typer.Option(help="cpu: faster in onnxruntime on the CPU, in fp32 or int8; no engine.")
+    ] = Target.PORTABLE,
     precision: Annotated[
-        PrecisionOption,
+        Precision,
         typer.Option(help="Type that the graph computes in; a bundle holds one graph of each."),
-    ] = PrecisionOption.FP32,
+    ] = Precision.FP32,
     saliency_precision: Annotated[
-        PrecisionOption | None,
+        Precision | None,
         typer.Option(help="Another type for the first pass and the gradient.", show_default="as --precision"),
     ] = None,
     allow_inaccurate: Annotated[
         bool, typer.Option("--allow-inaccurate", help="Keep lower precision also below its tolerance.")
     ] = False,
     ranges: Annotated[
-        RangesOption | None,
+        Ranges | None,
         typer.Option(help="int8: how ranges are found on real images.", show_default="percentile"),
     ] = None,
     eta: Annotated[
@@ -186,7 +154,7 @@ def export(
     )
     if not trt:
         engine_options.refuse_any()
-    if trt and target is TargetOption.CPU:
+    if trt and target is Target.CPU:
         raise UserError(
             "--trt builds its engine from the portable graph", hint="leave out --target cpu, or --trt"
         )

@@ -7,11 +7,12 @@ from typing import Annotated
 
 import typer
 
+from sad_runtime.choices import ConvGradient, Target
 from sad_runtime.extras import require
 from sad_runtime.files import Destination, written_whole
 
 from .console import print_note, print_status
-from .export import DgradOption, TargetOption, refuse_same_file
+from .export import refuse_same_file
 
 
 def gradient(
@@ -23,11 +24,11 @@ def gradient(
         str | None, typer.Option(help="The output that holds the logits, if there are several.")
     ] = None,
     target: Annotated[
-        TargetOption, typer.Option(help="cpu: the same results, faster in onnxruntime on the CPU.")
-    ] = TargetOption.PORTABLE,
+        Target, typer.Option(help="cpu: the same results, faster in onnxruntime on the CPU.")
+    ] = Target.PORTABLE,
     dgrad: Annotated[
-        DgradOption, typer.Option(help="How convolutions are differentiated.")
-    ] = DgradOption.AUTO,
+        ConvGradient, typer.Option(help="How convolutions are differentiated.")
+    ] = ConvGradient.AUTO,
 ) -> None:
     """Add the gradient of the largest logit to an ONNX classifier: outputs logits and gradient.
 

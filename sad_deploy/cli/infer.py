@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sad_runtime.backend_choice import BackendChoice
+from sad_runtime.choices import BackendChoice
 from sad_runtime.errors import UserError
 from sad_runtime.result_format import ResultFormat
 

@@ -18,7 +18,7 @@ from sad_export.model import GraphError
 from sad_export.verify import VerificationError
 from sad_export.verify_forward import ForwardVerification, verify_forward
 from sad_export.verify_gradient import verify_gradient
-from sad_runtime.manifest import Normalization
+from sad_runtime.choices import Normalization
 from sad_runtime.prediction import kind_of_probabilities, softmax
 
 Array = np.ndarray[Any, Any]

@@ -16,7 +16,7 @@ from sad_deploy.classifier import SADClassifier
 from sad_export import two_pass
 from sad_export.verify import VerificationError, cpu_session, verify
 from sad_export.verify_forward import verify_forward
-from sad_runtime.manifest import Normalization
+from sad_runtime.choices import Normalization
 
 ETA = 50.0
 IMAGES = np.random.default_rng(1).random((11, 3, 16, 16), dtype=np.float32)

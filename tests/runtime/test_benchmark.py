@@ -21,13 +21,13 @@ import onnx
 import pytest
 from PIL import Image
 
-from sad_runtime.backend_choice import BackendChoice
 from sad_runtime.benchmark import DEFAULT_BATCH_SIZES, Benchmark, Options, benchmark
 from sad_runtime.benchmark.photographs import make_photographs
 from sad_runtime.benchmark.plan import batch_sizes
 from sad_runtime.benchmark.plot import check_plot, draw
 from sad_runtime.benchmark.timing import Timing, take_turns
 from sad_runtime.bundle import write_bundle
+from sad_runtime.choices import BackendChoice
 from sad_runtime.devices import cuda_devices
 from sad_runtime.errors import BackendError, BundleError, MissingExtraError, UserError
 from sad_runtime.manifest import Graph

@@ -13,8 +13,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from sad_deploy.classifier import add_saliency, standardized
 from sad_export.two_pass import two_pass
+from sad_runtime.choices import Normalization
 from sad_runtime.defended import defended_image, normalized
-from sad_runtime.manifest import Defence, Manifest, Normalization
+from sad_runtime.manifest import Defence, Manifest
 
 from .tiny_bundle import LinearModel, manifest_of
 

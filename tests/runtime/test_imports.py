@@ -19,7 +19,7 @@ def modules_after(code: str, *arguments: object) -> set[str]:
 
 
 def test_errors_and_manifest_import_neither_numpy_nor_onnxruntime() -> None:
-    modules = ("errors", "manifest", "bundle", "devices", "backend_choice")
+    modules = ("errors", "manifest", "bundle", "devices", "choices")
     loaded = modules_after("\n".join(f"import sad_runtime.{module}" for module in modules))
     assert not {"numpy", "onnxruntime", "PIL"} & loaded
 

@@ -4,8 +4,8 @@ import pytest
 
 from sad_deploy.attack_config import Attack, AttackKind
 from sad_deploy.recipe import Options, resolve
+from sad_runtime.choices import Normalization
 from sad_runtime.errors import UserError
-from sad_runtime.manifest import Normalization
 
 
 def test_nothing_given_is_the_embedded_default_with_a_sweep():

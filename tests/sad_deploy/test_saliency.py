@@ -6,8 +6,8 @@ from networks import changed, images, small_network, state
 from torch import nn
 
 from sad_deploy.saliency import normalize_saliency, saliency
+from sad_runtime.choices import Normalization
 from sad_runtime.errors import UserError
-from sad_runtime.manifest import Normalization
 
 
 def test_saliency_is_each_samples_own_gradient_of_its_largest_logit():

@@ -5,9 +5,11 @@
 the rest of ``sad_export``.
 """
 
+from sad_runtime.choices import Precision, Ranges
+
 from .convert import PRECISION_KEY, Lowered, lower, lower_to_integers, refuse_half_precision
 from .scale import gradient_scales
-from .variant import FP32, Precision, Ranges, Variant
+from .variant import FP32, Variant
 from .verified import write_verified
 
 __all__ = [

@@ -19,9 +19,11 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
+from sad_runtime.choices import Precision
+
 from .operators import EXACT, FLOAT32_INPUTS_FROM
 from .plan import Plan
-from .variant import Precision
+from .variant import DTYPES
 
 _NUMPY: dict[Precision, Any] = {
     Precision.FP32: np.float32,
@@ -109,9 +111,9 @@ class LowerPrecisionPass(ir.passes.InPlacePass):
         """Give an output its type; what leaves the graph is cast back and keeps its name."""
         node = value.producer()
         assert node is not None
-        value.type = ir.TensorType(precision.dtype)
+        value.type = ir.TensorType(DTYPES[precision])
         if node.op_type == "Cast":
-            node.attributes["to"] = ir.AttrInt64("to", int(precision.dtype))
+            node.attributes["to"] = ir.AttrInt64("to", int(DTYPES[precision]))
         for i, output in enumerate(graph.outputs):
             if output is value:
                 name = value.name
@@ -137,8 +139,8 @@ class LowerPrecisionPass(ir.passes.InPlacePass):
 
 def _cast(graph: ir.Graph, value: ir.Value, precision: Precision) -> ir.Value:
     name = f"{value.name}/{precision}"
-    output = ir.Value(name=name, shape=value.shape, type=ir.TensorType(precision.dtype))
-    attributes = [ir.AttrInt64("to", int(precision.dtype))]
+    output = ir.Value(name=name, shape=value.shape, type=ir.TensorType(DTYPES[precision]))
+    attributes = [ir.AttrInt64("to", int(DTYPES[precision]))]
     graph.append(ir.Node("", "Cast", [value], attributes=attributes, outputs=[output], name=name))
     return output
 

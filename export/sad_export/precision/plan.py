@@ -26,10 +26,12 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
+from sad_runtime.choices import Precision
+
 from ..gradient.values import constant_array
 from .operators import FLOAT32_ONLY, MAXIMA, NOT_IN_BF16, SUMS, WITH_BIAS
 from .parts import Part, ancestors, parts_of
-from .variant import Precision, Variant
+from .variant import Variant
 
 _EQUALITY = "compared for equality"
 _STEM = "in the stem, before the first MaxPool"

@@ -3,40 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import enum
 from collections.abc import Mapping
 
 import onnx_ir as ir
 
+from sad_runtime.choices import Precision, Ranges, choose
 from sad_runtime.errors import UserError
 
 from .parts import Part
 
-
-class Precision(enum.StrEnum):
-    """Element type of weights and values inside a graph."""
-
-    FP32 = "fp32"
-    FP16 = "fp16"
-    BF16 = "bf16"
-    INT8 = "int8"
-
-    @property
-    def dtype(self) -> ir.DataType:
-        """As ONNX calls it."""
-        return {
-            Precision.FP32: ir.DataType.FLOAT,
-            Precision.FP16: ir.DataType.FLOAT16,
-            Precision.BF16: ir.DataType.BFLOAT16,
-            Precision.INT8: ir.DataType.INT8,
-        }[self]
-
-
-class Ranges(enum.StrEnum):
-    """How the ranges of int8 are found from values on real images: onnxruntime's calibration methods."""
-
-    PERCENTILE = "percentile"
-    ENTROPY = "entropy"
+DTYPES: Mapping[Precision, ir.DataType] = {
+    Precision.FP32: ir.DataType.FLOAT,
+    Precision.FP16: ir.DataType.FLOAT16,
+    Precision.BF16: ir.DataType.BFLOAT16,
+    Precision.INT8: ir.DataType.INT8,
+}
+"""What ONNX calls each precision."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,17 +41,10 @@ class Variant:
         """From the words of the command line; without ``saliency`` both are the same.
 
         Raises:
-            UserError: No such precision; or ranges without int8.
+            UserError: No such precision or ranges; or ranges without int8.
         """
-        chosen = []
-        for name in (precision, saliency or precision):
-            try:
-                chosen.append(Precision(name))
-            except ValueError:
-                raise UserError(
-                    f"no precision {name!r}; there are {', '.join(Precision)}", hint="for example fp16"
-                ) from None
-        variant = cls(chosen[0], chosen[1], Ranges(ranges or Ranges.PERCENTILE))
+        second, first = (choose(Precision, word, "precision") for word in (precision, saliency or precision))
+        variant = cls(second, first, choose(Ranges, ranges or Ranges.PERCENTILE, "way of finding ranges"))
         if ranges is not None and not variant.uses_int8:
             raise UserError(
                 f"--ranges are those of int8, and {variant.label} has none",

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import onnx
 
+from sad_runtime.choices import Precision
+
 from ..model import save_graph
 from ..verify import Array, Verification, verify
 from .convert import lower, lower_to_integers
 from .parts import Part
 from .scale import gradient_scales
-from .variant import Precision, Variant
+from .variant import Variant
 
 _EVERY = 2
 """Ranges are measured on every second image, so that half of those verified on were not seen."""

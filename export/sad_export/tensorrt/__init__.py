@@ -3,13 +3,14 @@
 May import numpy, onnx and ``sad_runtime``; TensorRT only when an engine is built.
 """
 
+from sad_runtime.choices import HardwareCompatibility
 from sad_runtime.tensorrt import EngineInfo
 
 from .build import build_engine
 from .cache import EngineCache
 from .errors import EngineError, UnbuildableError
 from .flavors import choose_flavor
-from .options import BuildOptions, HardwareCompatibility
+from .options import BuildOptions
 from .request import EngineRequest
 
 __all__ = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 
+from sad_runtime.choices import FlavorChoice, choose
 from sad_runtime.devices import cuda_devices
 from sad_runtime.errors import BackendError, MissingExtraError
 from sad_runtime.tensorrt import Flavor
@@ -22,11 +23,13 @@ def choose_flavor(flavor: str) -> Flavor:
             RTX.
 
     Raises:
+        UserError: There is no such flavor.
         MissingExtraError: The package is not installed (with ``auto``: neither is).
         BackendError: Enterprise TensorRT without a GPU to build on.
     """
-    if flavor != "auto":
-        chosen = Flavor(flavor)
+    asked = choose(FlavorChoice, flavor, "flavor of TensorRT")
+    if asked is not FlavorChoice.AUTO:
+        chosen = Flavor(asked)
     elif is_installed(Flavor.TENSORRT) and (cuda_devices().count > 0 or not is_installed(Flavor.RTX)):
         chosen = Flavor.TENSORRT
     else:

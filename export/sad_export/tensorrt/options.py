@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import enum
 from typing import Any
 
+from sad_runtime.choices import HardwareCompatibility
 from sad_runtime.devices import cuda_devices
 from sad_runtime.errors import BackendError
 from sad_runtime.tensorrt import Flavor
@@ -20,14 +20,6 @@ TURING = "sm_75"
 
 HIGHEST_LEVEL = 5
 """Highest optimisation level that means something; TensorRT takes a higher one for this."""
-
-
-class HardwareCompatibility(enum.StrEnum):
-    """How far beyond the GPU that it was built on an engine of enterprise TensorRT reaches."""
-
-    NONE = "none"
-    AMPERE_PLUS = "ampere+"
-    SAME_COMPUTE_CAPABILITY = "same-compute-capability"
 
 
 @dataclasses.dataclass(frozen=True)

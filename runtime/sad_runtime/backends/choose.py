@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from ..backend_choice import BackendChoice
 from ..bundle import Bundle
+from ..choices import BackendChoice
 from ..devices import cuda_devices
 from ..errors import BackendError, BundleError, MissingExtraError
 from ..graph_metadata import contradictions

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from ..backend_choice import BackendChoice
+from ..choices import BackendChoice
 from ..errors import UserError
 
 DEFAULT_BATCH_SIZES = (1, 8, 32)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
-from ..backend_choice import BackendChoice
 from ..backends import Backend
 from ..bundle import Bundle
+from ..choices import BackendChoice
 from ..classifier import Classifier
 from ..errors import BackendError, BundleError, MissingExtraError, UserError
 from .figures import NotMeasured

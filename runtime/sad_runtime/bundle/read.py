@@ -14,8 +14,9 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+from ..choices import Precision
 from ..errors import BundleError
-from ..manifest import MANIFEST_NAME, PRECISIONS, Engine, Graph, Manifest
+from ..manifest import MANIFEST_NAME, Engine, Graph, Manifest
 
 _CHUNK_BYTES = 1 << 20
 
@@ -141,8 +142,8 @@ class Bundle:
 def _how_to_export(root: Path, precision: str, options: str = "") -> str:
     """The command for a precision, or what a precision is."""
     first, _, saliency = precision.partition("-")
-    if first == saliency or not {first, saliency or first} <= set(PRECISIONS):
-        return f"a precision is one of {', '.join(PRECISIONS)}, or two of them, as in fp32-fp16"
+    if first == saliency or not {first, saliency or first} <= set(Precision):
+        return f"a precision is one of {', '.join(Precision)}, or two of them, as in fp32-fp16"
     return f"sad-deploy export {root}{options}{_options(precision)}"
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Sequence
 
-from ..manifest import Manifest, Normalization
+from ..choices import Normalization
+from ..manifest import Manifest
 from .listing import Listing, distinct
 from .tally import BINS, EXAMPLES, Tally
 from .text import in_html

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from sad_export.precision import FP32, Precision, Variant
+from sad_export.precision import FP32, Variant
+from sad_runtime.choices import Precision
 from sad_runtime.errors import UserError
 
 

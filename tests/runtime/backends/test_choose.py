@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from sad_runtime.backend_choice import BackendChoice
 from sad_runtime.backends import open_backend
 from sad_runtime.bundle import Bundle, write_bundle
+from sad_runtime.choices import BackendChoice
 from sad_runtime.devices import cuda_devices
 from sad_runtime.errors import BackendError, BundleError, UserError
 from sad_runtime.manifest import Engine, Manifest, Preprocessing

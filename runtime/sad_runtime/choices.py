@@ -1,0 +1,114 @@
+"""The words that options take, once for command line, exporter and manifest; importing it imports nothing.
+
+Every choice is a string, so that it can be compared with one, printed, and stored as JSON.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import TypeVar
+
+from .errors import UserError
+
+
+class Precision(enum.StrEnum):
+    """Element type of weights and values inside a graph, from the finest to the coarsest."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    BF16 = "bf16"
+    INT8 = "int8"
+
+
+class Target(enum.StrEnum):
+    """What a graph is written for.
+
+    ``portable``: every runtime and TensorRT; an engine keeps one copy of each weight.
+    ``cpu``: onnxruntime on the CPU: the same results from the operators that it runs faster.
+    """
+
+    PORTABLE = "portable"
+    CPU = "cpu"
+
+
+class ConvGradient(enum.StrEnum):
+    """How the gradient of a convolution's input is written.
+
+    ``convtranspose``: ConvTranspose on the same initializer; weights stay shared in engines too.
+    ``conv``: Conv on the flipped weight (computed in the graph, so the file stays small), and for a stride a
+    small Conv for each phase; for kernels that TensorRT lacks.
+    ``auto``: the faster or the only possible one for each convolution.
+    """
+
+    AUTO = "auto"
+    CONVTRANSPOSE = "convtranspose"
+    CONV = "conv"
+
+
+class Normalization(enum.StrEnum):
+    """How the saliency S is scaled before η, per sample. A zero map stays zero.
+
+    ``none``: S as it is (the paper). ``rms``: unit root mean square, so η is the mean change per
+    element. ``linf``: unit largest magnitude. ``sign``: the sign of every element.
+    """
+
+    NONE = "none"
+    RMS = "rms"
+    LINF = "linf"
+    SIGN = "sign"
+
+
+class Ranges(enum.StrEnum):
+    """How the ranges of int8 are found from values on real images: onnxruntime's calibration methods."""
+
+    PERCENTILE = "percentile"
+    ENTROPY = "entropy"
+
+
+class FlavorChoice(enum.StrEnum):
+    """Which TensorRT builds an engine; ``auto``: enterprise where it and a GPU are there, else RTX."""
+
+    AUTO = "auto"
+    TENSORRT = "tensorrt"
+    RTX = "rtx"
+
+
+class HardwareCompatibility(enum.StrEnum):
+    """How far beyond the GPU that it was built on an engine of enterprise TensorRT reaches."""
+
+    NONE = "none"
+    AMPERE_PLUS = "ampere+"
+    SAME_COMPUTE_CAPABILITY = "same-compute-capability"
+
+
+class BackendChoice(enum.StrEnum):
+    """Which backend runs a bundle; ``auto`` leaves it to :func:`sad_runtime.backends.open_backend`."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+    TENSORRT = "tensorrt"
+    RTX = "rtx"
+
+
+_Choice = TypeVar("_Choice", bound=enum.StrEnum)
+
+
+def choose(kind: type[_Choice], word: str, what: str) -> _Choice:
+    """The choice that a word names.
+
+    Args:
+        kind: The choices.
+        word: One of them, as a string or as itself.
+        what: What is chosen, for the message: ``precision``.
+
+    Raises:
+        UserError: The word is none of them.
+    """
+    try:
+        return kind(word)
+    except ValueError:
+        words = ", ".join(kind)
+        raise UserError(
+            f"no {what} {word!r}; there are {words}", hint=f"for example {next(iter(kind))}"
+        ) from None
