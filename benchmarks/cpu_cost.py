@@ -33,7 +33,7 @@ from sad_export import two_pass
 from sad_export.tensorrt import build_engine
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-# Name → dgrad and target of the two-pass graph.
+# Name → convolution gradient and target of the two-pass graph.
 FORMS = {"portable": ("auto", "portable"), "cpu": ("auto", "cpu"), "conv": ("conv", "portable")}
 MODELS = {
     "resnet18": 3.5,
@@ -126,9 +126,9 @@ def measure(
     paths = {"forward": forward_path}
     build_seconds = {}
     for form in forms:
-        dgrad, target = FORMS[form]
+        conv_gradient, target = FORMS[form]
         started = time.process_time()
-        graph = two_pass(forward, eta=0.05, mean=MEAN, std=STD, dgrad=dgrad, target=target)
+        graph = two_pass(forward, eta=0.05, mean=MEAN, std=STD, conv_gradient=conv_gradient, target=target)
         build_seconds[form] = time.process_time() - started
         paths[form] = folder / f"{name}.{form}.onnx"
         onnx.save(graph, str(paths[form]))

@@ -96,7 +96,7 @@ def cached(name: str) -> dict[str, Any]:
 def _graphs(forward: onnx.ModelProto, precision: str, folder: Path) -> dict[str, Path]:
     """Files of the single pass and of the two passes."""
     variant = Variant.of(precision)
-    graph = two_pass(forward, eta=0.05, dgrad=variant.dgrad("auto"))
+    graph = two_pass(forward, eta=0.05, variant=variant)
     if not variant.is_fp32:
         images = np.random.default_rng(0).random((2, *SHAPE), dtype=np.float32)
         graph = lower(graph, variant, gradient_scales=gradient_scales(graph, images)).typed

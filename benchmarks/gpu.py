@@ -98,8 +98,7 @@ def write_graphs(name: str, forward: Path | None, size: int, folder: Path) -> tu
     for precision in ("fp32", "fp16", "bf16"):
         try:
             variant = Variant.of(precision)
-            dgrad = "conv" if variant.uses_bf16 else "auto"
-            graph = two_pass(onnx.load(str(forward)), eta=ETA, mean=MEAN, std=STD, dgrad=dgrad)
+            graph = two_pass(onnx.load(str(forward)), eta=ETA, mean=MEAN, std=STD, variant=variant)
             if precision != "fp32":
                 scales = gradient_scales(graph, images) if precision == "fp16" else None
                 graph = lower(graph, variant, gradient_scales=scales).typed

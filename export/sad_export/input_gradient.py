@@ -8,10 +8,12 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
-from .gradient import Dgrad, Emitter, Target, covered, reverse, seed_at_maximum, without_rule
+from sad_runtime.choices import ConvGradient, Target, choose
+
+from .gradient import covered, reverse, seed_at_maximum, without_rule
 from .gradient.reverse import dependents
+from .lowering import Lowering, Portable, lowering_for
 from .model import ForwardGraph, GraphError, finish, frees_its_graph, load_classifier, warn
-from .targets import complete, prepare
 
 _NAMED_AT_MOST = 8
 
@@ -30,7 +32,7 @@ def unsupported_nodes(model: onnx.ModelProto | str | Path, *, logits: str | None
         GraphError: Not a classifier at all.
     """
     graph = load_classifier(model, logits=logits)
-    missing = without_rule(graph.nodes, graph.image, graph.logits, opset=graph.opset)
+    missing = without_rule(Portable(opset=graph.opset), graph.nodes, graph.image, graph.logits)
     return [f"{node.name}: {reason}" for node, reason in missing]
 
 
@@ -39,7 +41,7 @@ def input_gradient(
     model: onnx.ModelProto | str | Path,
     *,
     logits: str | None = None,
-    dgrad: str = "auto",
+    conv_gradient: str = "auto",
     target: str = "portable",
     notice: Callable[[str], None] = warn,
 ) -> onnx.ModelProto:
@@ -48,7 +50,7 @@ def input_gradient(
     Args:
         model: A forward classifier with one float input (N, C, H, W), from any framework; not modified.
         logits: Name of the logits where the graph has several outputs.
-        dgrad: How convolutions are differentiated: ``auto``, ``convtranspose`` or ``conv``.
+        conv_gradient: How convolutions are differentiated: ``auto``, ``convtranspose`` or ``conv``.
         target: ``portable``, or ``cpu`` for the fastest form in onnxruntime on the CPU.
         notice: Called with one line if the graph is taken otherwise than it stands, for example because it
             ends in a Softmax; a warning by default.
@@ -59,28 +61,29 @@ def input_gradient(
 
     Raises:
         GraphError: Not a classifier, or some nodes have no gradient rule (all are named).
+        UserError: ``conv_gradient`` or ``target`` is another word.
     """
+    lowering = lowering_for(
+        choose(Target, target, "target"), choose(ConvGradient, conv_gradient, "convolution gradient")
+    )
     graph = load_classifier(model, logits=logits)
     if graph.notice is not None:
         notice(graph.notice)
-    prepare(graph.model, Target(target))
-    gradient = append_saliency(graph, graph.image, dgrad=Dgrad(dgrad), target=Target(target))
-    complete(graph.model, Target(target))
+    lowering.prepare(graph.model)
+    gradient = append_saliency(graph, graph.image, lowering)
+    lowering.complete(graph.model)
     rename(graph, {graph.logits: "logits", gradient: "gradient"})
     graph.model.graph.outputs[:] = [graph.logits, gradient]
     return finish(graph.model, what="input gradient")
 
 
-def append_saliency(
-    graph: ForwardGraph, at: ir.Value, *, dgrad: Dgrad, target: Target = Target.PORTABLE
-) -> ir.Value:
+def append_saliency(graph: ForwardGraph, at: ir.Value, lowering: Lowering) -> ir.Value:
     """Append S = ∂Φ_i*/∂at, i* = argmax_i Φ_i, to a forward graph.
 
     Args:
         graph: The graph to extend.
         at: The value that S is taken at: the image, or the network's input after normalisation.
-        dgrad: The lowering of convolutions.
-        target: What the graph is written for.
+        lowering: What it is written with.
 
     Returns:
         S, of ``at``'s shape.
@@ -91,25 +94,18 @@ def append_saliency(
     nodes = graph.nodes
     if graph.logits not in dependents(nodes, at):
         raise GraphError(f"the logits {graph.logits.name!r} do not depend on {at.name!r}")
-    if missing := without_rule(nodes, at, graph.logits, opset=graph.opset):
+    if missing := without_rule(Portable(opset=graph.opset), nodes, at, graph.logits):
         listed = "; ".join(f"{node.name}: {reason}" for node, reason in missing[:_NAMED_AT_MOST])
         more = f"; and {len(missing) - _NAMED_AT_MOST} more" if len(missing) > _NAMED_AT_MOST else ""
         raise GraphError(
             f"{len(missing)} nodes cannot be differentiated: {listed}{more}",
             hint=f"rules exist for {', '.join(covered())}; "
-            "a new one is a function marked @vjp in sad_export/gradient (see docs/architecture.md)",
+            "a new one is a function marked @vjp in sad_export/gradient/rules (see CONTRIBUTING.md)",
         )
-    b = Emitter(opset=graph.opset, dgrad=dgrad, target=target)
-    gradient = reverse(b, nodes, seed_at_maximum(b, nodes, graph.logits), at)
-    adopt(graph.model.graph, b)
+    g = lowering.writer(opset=graph.opset)
+    gradient = reverse(g, nodes, seed_at_maximum(g, graph.logits), at)
+    g.append_to(graph.model.graph)
     return gradient
-
-
-def adopt(graph: ir.Graph, b: Emitter) -> None:
-    """Put an emitter's nodes and constants at the end of a graph."""
-    for value in b.constants.values():
-        graph.register_initializer(value)
-    graph.extend(b.nodes)
 
 
 def rename(graph: ForwardGraph, names: dict[ir.Value, str]) -> None:

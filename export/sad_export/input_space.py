@@ -7,9 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from .gradient import Emitter
-from .gradient.values import shape_of
-from .input_gradient import adopt
+from .graph.expression import Builder
 from .model import ForwardGraph, GraphError
 
 
@@ -33,18 +31,13 @@ def prepend_input_space(graph: ForwardGraph, mean: Sequence[float], std: Sequenc
     if not np.isfinite(mean).all() or not all(np.isfinite(s) and s > 0 for s in std):
         raise GraphError(f"mean must be finite and std positive, got {list(mean)} and {list(std)}")
     readers = [use.node for use in graph.image.uses()]
-    b = Emitter(opset=graph.opset, prefix="normalise")
-    column = np.asarray(std, dtype=np.float64).reshape(1, -1, 1, 1)
-    scaled = b.op(
-        "Div",
-        b.op("Sub", graph.image, b.like(graph.image, np.reshape(mean, (1, -1, 1, 1)))),
-        b.like(graph.image, column),
-    )
-    adopt(graph.model.graph, b)
+    g = Builder(opset=graph.opset, prefix="normalise")
+    shift, scale = (np.asarray(each, dtype=np.float64).reshape(1, -1, 1, 1) for each in (mean, std))
+    scaled = ((g.of(graph.image) - shift) / scale).value
+    g.append_to(graph.model.graph)
     for node in readers:
         for i, value in enumerate(node.inputs):
             if value is graph.image:
                 node.replace_input_with(i, scaled)
     graph.model.graph.sort()
-    assert shape_of(scaled) == graph.image_shape
     return scaled

@@ -23,8 +23,8 @@ import onnx_ir.passes.common as common_passes
 from sad_runtime.errors import UserError
 from sad_runtime.graph_metadata import PREFIX
 
-from .gradient.rules import is_constant, rule_of
-from .gradient.values import Dim, shape_of
+from .gradient.registry import is_constant, rule_of
+from .graph.values import Dim, shape_of
 from .passes import EinsumLettersPass, ExpandFunctionsPass, NestedConcatsPass, ShapesPass
 from .probabilities import Tail, cut, find_tail, problem_of
 

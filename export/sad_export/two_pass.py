@@ -17,15 +17,17 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from sad_runtime.choices import Normalization
+from sad_runtime.choices import ConvGradient, Normalization, Target, choose
 from sad_runtime.graph_metadata import PREFIX, graph_metadata
 
-from .gradient import Dgrad, Emitter, Target
-from .gradient.values import shape_of, static
-from .input_gradient import adopt, append_saliency, rename
+from .graph.expression import Builder, Expr
+from .graph.functions import abs_, maximum, minimum, sign, sqrt
+from .graph.values import static
+from .input_gradient import append_saliency, rename
 from .input_space import prepend_input_space
+from .lowering import lowering_for
 from .model import GraphError, finish, frees_its_graph, load_classifier, warn
-from .targets import complete, prepare
+from .precision.variant import FP32, Variant
 
 Bound = float | Sequence[float]
 """A bound of x + ηS: one number, or one a channel."""
@@ -41,8 +43,9 @@ def two_pass(
     eta: float,
     normalization: str = "none",
     clip: tuple[Bound, Bound] | None = None,
-    dgrad: str = "auto",
+    conv_gradient: str = "auto",
     target: str = "portable",
+    variant: Variant = FP32,
     logits: str | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
@@ -55,9 +58,10 @@ def two_pass(
         eta: Hybridization ratio η, finite and at least 0.
         normalization: How S is scaled: ``none``, ``rms``, ``linf`` or ``sign``.
         clip: Lowest and highest value of x + ηS, in the space where S is taken.
-        dgrad: How convolutions are differentiated: ``auto``, ``convtranspose`` or ``conv``; ``auto-fp16`` for
-            a graph that will be lowered to fp16.
+        conv_gradient: How convolutions are differentiated: ``auto``, ``convtranspose`` or ``conv``.
         target: ``portable``, or ``cpu`` for the fastest form in onnxruntime on the CPU.
+        variant: The precision that the graph is going to be lowered to, which decides some forms; the graph
+            itself is in float32.
         logits: Name of the logits where the graph has several outputs.
         mean: Per channel; with ``std``, (image − mean) / std is put in front, and S is taken after it.
         std: Per channel, positive.
@@ -70,7 +74,15 @@ def two_pass(
 
     Raises:
         GraphError: Not a classifier, nodes without a gradient rule, or an argument out of range.
+        UserError: ``normalization``, ``conv_gradient`` or ``target`` is another word.
     """
+    scaling = choose(Normalization, normalization, "normalization")
+    lowering = lowering_for(
+        choose(Target, target, "target"),
+        choose(ConvGradient, conv_gradient, "convolution gradient"),
+        precision=variant.precision,
+        saliency=variant.saliency,
+    )
     if not np.isfinite(eta) or eta < 0:
         raise GraphError(f"eta must be a finite number of at least 0, got {eta}")
     if (mean is None) != (std is None):
@@ -81,29 +93,28 @@ def two_pass(
     at = graph.image
     if mean is not None and std is not None:
         at = prepend_input_space(graph, mean, std)
-    prepare(graph.model, Target(target))
+    lowering.prepare(graph.model)
     plain = graph.logits
     forward = graph.nodes
-    saliency = append_saliency(graph, at, dgrad=Dgrad(dgrad), target=Target(target))
+    saliency = append_saliency(graph, at, lowering)
 
-    b = Emitter(opset=graph.opset, prefix="mix")
-    step = b.op("Mul", normalized(b, saliency, Normalization(normalization)), b.like(at, eta))
-    mixed = b.op("Add", at, step)
+    g = Builder(opset=graph.opset, prefix="mix")
+    x = g.of(at)
+    mixed = x + normalized(g.of(saliency), scaling).op("Mul", x.like(eta))
     if clip is not None:
-        mixed = clipped(b, mixed, *clip)
-    adopt(graph.model.graph, b)
+        mixed = clipped(mixed, *clip)
+    g.append_to(graph.model.graph)
 
-    second = _second_pass(graph.model.graph, forward, at, mixed)[plain]
-    complete(graph.model, Target(target))
+    second = _second_pass(graph.model.graph, forward, at, mixed.value)[plain]
+    lowering.complete(graph.model)
     rename(graph, {graph.image: "image", second: "logits", saliency: "saliency", plain: "plain_logits"})
     graph.model.graph.outputs[:] = [second, saliency, plain]
-    metadata = graph_metadata(
-        eta=eta, normalization=Normalization(normalization), clip=clip, mean=mean, std=std
-    )
-    return finish(graph.model, what="two-pass", metadata=metadata | {f"{PREFIX}dgrad": dgrad})
+    metadata = graph_metadata(eta=eta, normalization=scaling, clip=clip, mean=mean, std=std)
+    metadata |= {f"{PREFIX}conv_gradient": lowering.conv_gradient.value}
+    return finish(graph.model, what="two-pass", metadata=metadata)
 
 
-def normalized(b: Emitter, saliency: ir.Value, normalization: Normalization) -> ir.Value:
+def normalized(saliency: Expr, normalization: Normalization) -> Expr:
     """n(S), per sample; a zero map stays zero.
 
     ``linf``: S / max|S|. ``rms``: S / √mean(S²), from S / max|S| so that no square overflows or vanishes.
@@ -111,24 +122,22 @@ def normalized(b: Emitter, saliency: ir.Value, normalization: Normalization) -> 
     if normalization is Normalization.NONE:
         return saliency
     if normalization is Normalization.SIGN:
-        return b.op("Sign", saliency)
-    axes = range(1, len(shape_of(saliency)))
-    tiny = b.like(saliency, _TINY)
-    largest = b.op("Max", b.reduce("ReduceMax", b.op("Abs", saliency), axes), tiny)
-    unit = b.op("Div", saliency, largest)
+        return sign(saliency)
+    axes = range(1, saliency.rank)
+    unit = saliency / maximum(abs_(saliency).reduce("ReduceMax", axes), _TINY)
     if normalization is Normalization.LINF:
         return unit
-    mean_square = b.reduce("ReduceMean", b.op("Mul", unit, unit), axes)
-    return b.op("Div", unit, b.op("Max", b.op("Sqrt", mean_square), tiny))
+    return unit / maximum(sqrt((unit * unit).mean(axes)), _TINY)
 
 
-def clipped(b: Emitter, value: ir.Value, low: Bound, high: Bound) -> ir.Value:
+def clipped(value: Expr, low: Bound, high: Bound) -> Expr:
     """min(max(value, low), high), bounds per channel; the Clip operator takes one number only."""
-    channels = static(shape_of(value)[1])
-    for op_type, bound in (("Max", low), ("Min", high)):
-        column = np.broadcast_to(np.asarray(bound, dtype=np.float64), (channels,)).reshape(1, -1, 1, 1)
-        value = b.op(op_type, value, b.like(value, column))
-    return value
+    channels = static(value.shape[1])
+    least, most = (
+        np.broadcast_to(np.asarray(bound, dtype=np.float64), (channels,)).reshape(1, -1, 1, 1)
+        for bound in (low, high)
+    )
+    return minimum(maximum(value, least), most)
 
 
 def _second_pass(

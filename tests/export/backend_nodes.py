@@ -21,9 +21,9 @@ from onnx.backend.test.case.node import collect_testcases
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.ops.op_max_pool import MaxPool as ReferenceMaxPool
 
-from sad_export.gradient import Emitter, reverse, without_rule
+from sad_export.gradient import reverse, without_rule
 from sad_export.gradient.reverse import dependents
-from sad_export.input_gradient import adopt
+from sad_export.lowering import Portable
 from sad_export.model import MINIMUM_OPSET, _normalise
 
 Array = np.ndarray[Any, Any]
@@ -114,18 +114,18 @@ def gradient_of(case: Case) -> tuple[onnx.ModelProto | None, str]:
     if not outputs:
         return None, "no float output depends on it"
     nodes, opset = list(graph), graph.opset_imports[""]
-    missing = {y: without_rule(nodes, x, y, opset=opset) for y in outputs}
+    missing = {y: without_rule(Portable(opset=opset), nodes, x, y) for y in outputs}
     # LayerNormalization's Mean, for one, has no gradient, but its Y has.
     outputs = [y for y in outputs if not missing[y]]
     if not outputs:
         return None, next(iter(missing.values()))[0][1]
-    b = Emitter(opset=opset)
+    g = Portable(opset=opset)
     seeds = {y: ir.Value(name=f"d{y.name}", shape=y.shape, type=y.type) for y in outputs}
     try:
-        dx = reverse(b, nodes, seeds, x)
+        dx = reverse(g, nodes, {y: g.of(seed) for y, seed in seeds.items()}, x)
     except KeyError:
         return None, "no gradient reaches it"
-    adopt(graph, b)
+    g.append_to(graph)
     graph.inputs.extend(seeds.values())
     graph.outputs[:] = [*outputs, dx]
     proto = ir.to_proto(model)

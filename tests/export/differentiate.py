@@ -17,10 +17,10 @@ import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from sad_export.gradient import Dgrad, Emitter, Target, reverse, without_rule
-from sad_export.input_gradient import adopt
+from sad_export.gradient import reverse, without_rule
+from sad_export.lowering import Portable, lowering_for
 from sad_export.model import _normalise
-from sad_export.targets import complete, prepare
+from sad_runtime.choices import ConvGradient, Precision, Target
 
 Array = np.ndarray[Any, Any]
 OPSET = 20
@@ -59,22 +59,35 @@ def forward_model(
 
 
 def gradient_model(
-    forward: onnx.ModelProto, *, dgrad: str = "auto", target: str = "portable"
+    forward: onnx.ModelProto, *, conv_gradient: str = "auto", target: str = "portable"
 ) -> onnx.ModelProto:
-    """x, dy → y, dx."""
+    """x, dy → y, dx.
+
+    Args:
+        forward: x → y.
+        conv_gradient: As on the command line; or ``auto-fp16``, that of a graph that is lowered to fp16.
+        target: Likewise; or ``int8``, that of a graph that is lowered to integers on the CPU.
+    """
     model = ir.from_proto(forward)
     _normalise(model)
-    prepare(model, Target(target))
+    lowering = lowering_for(
+        Target.CPU if target == "int8" else Target(target),
+        ConvGradient(conv_gradient.removesuffix("-fp16")),
+        precision={"int8": Precision.INT8}.get(target, Precision.FP32),
+        saliency=Precision.FP16 if conv_gradient == "auto-fp16" else None,
+    )
+    lowering.prepare(model)
     graph = model.graph
     x, y = graph.inputs[0], graph.outputs[0]
-    assert without_rule(list(graph), x, y, opset=graph.opset_imports[""]) == []
+    opset = graph.opset_imports[""]
+    assert without_rule(Portable(opset=opset), list(graph), x, y) == []
     dy = ir.Value(name="dy", shape=y.shape, type=y.type)
     graph.inputs.append(dy)
-    b = Emitter(opset=graph.opset_imports[""], dgrad=Dgrad(dgrad), target=Target(target))
-    dx = reverse(b, list(graph), {y: dy}, x)
-    adopt(graph, b)
+    g = lowering.writer(opset=opset)
+    dx = reverse(g, list(graph), {y: g.of(dy)}, x)
+    g.append_to(graph)
     graph.outputs.append(dx)
-    complete(model, Target(target))
+    lowering.complete(model)
     proto = ir.to_proto(model)
     onnx.checker.check_model(proto, full_check=True)
     return proto
@@ -97,7 +110,7 @@ def gradient(
     **options: Any,
 ) -> Array:
     """dx of ``nodes``, with the batch dynamic."""
-    form = {name: options.pop(name) for name in ("dgrad", "target") if name in options}
+    form = {name: options.pop(name) for name in ("conv_gradient", "target") if name in options}
     model = gradient_model(forward_model(nodes, ["N", *x.shape[1:]], constants, **options), **form)
     return run(model, x=x.astype(np.float32), dy=dy.astype(np.float32))[1]
 

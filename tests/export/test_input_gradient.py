@@ -25,10 +25,10 @@ def saliency64(model: nn.Module, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 
 
 def assert_saliency_equals_float64(
-    model: nn.Module, size: int, *, channels: int = 3, dgrad: str = "auto"
+    model: nn.Module, size: int, *, channels: int = 3, conv_gradient: str = "auto"
 ) -> None:
     shape = (channels, size, size)
-    graph = input_gradient(forward_onnx(model, shape), dgrad=dgrad)
+    graph = input_gradient(forward_onnx(model, shape), conv_gradient=conv_gradient)
     x = np.random.default_rng(0).normal(size=(3, *shape)).astype(np.float32)
     logits, gradient = run(graph, x=x)
     want_logits, want = saliency64(model, x)
@@ -42,10 +42,10 @@ def assert_saliency_equals_float64(
     assert errors.max() <= 1e-2
 
 
-@pytest.mark.parametrize("dgrad", ["auto", "conv"])
+@pytest.mark.parametrize("conv_gradient", ["auto", "conv"])
 @pytest.mark.parametrize("size", [16, 17, 31])
-def test_small_cnn(size: int, dgrad: str) -> None:
-    assert_saliency_equals_float64(small_cnn(), size, dgrad=dgrad)
+def test_small_cnn(size: int, conv_gradient: str) -> None:
+    assert_saliency_equals_float64(small_cnn(), size, conv_gradient=conv_gradient)
 
 
 @pytest.mark.slow

@@ -13,8 +13,8 @@ import pytest
 from differentiate import forward_model, node
 from onnx.reference import ReferenceEvaluator
 
-from sad_export.gradient import Emitter, covered, reverse, without_rule
-from sad_export.input_gradient import adopt
+from sad_export.gradient import covered, reverse, without_rule
+from sad_export.lowering import Portable
 from sad_export.model import MINIMUM_OPSET, _normalise
 from sad_export.tensorrt import build_engine
 
@@ -139,10 +139,10 @@ def self_seeded(case: str, opset: int) -> onnx.ModelProto:
     _normalise(model)
     graph = model.graph
     x, y = graph.inputs[0], graph.outputs[0]
-    assert without_rule(list(graph), x, y, opset=opset) == []
-    b = Emitter(opset=opset)
-    dx = reverse(b, list(graph), {y: y}, x)
-    adopt(graph, b)
+    assert without_rule(Portable(opset=opset), list(graph), x, y) == []
+    g = Portable(opset=opset)
+    dx = reverse(g, list(graph), {y: g.of(y)}, x)
+    g.append_to(graph)
     graph.outputs.append(dx)
     proto: Any = ir.to_proto(model)
     onnx.checker.check_model(proto, full_check=True)

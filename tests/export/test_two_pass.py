@@ -49,11 +49,13 @@ def test_two_pass_equals_the_pytorch_classifier(
         np.testing.assert_allclose(got, want[name], rtol=2e-3, atol=2e-5 if name == "saliency" else 2e-4)
 
 
-@pytest.mark.parametrize("dgrad", ["convtranspose", "conv"])
-def test_lowerings_agree(forward: onnx.ModelProto, dgrad: str) -> None:
+@pytest.mark.parametrize("conv_gradient", ["convtranspose", "conv"])
+def test_lowerings_agree(forward: onnx.ModelProto, conv_gradient: str) -> None:
     pixels = images(4)
     want = run(two_pass(forward, eta=0.3), image=pixels)
-    for a, b in zip(run(two_pass(forward, eta=0.3, dgrad=dgrad), image=pixels), want, strict=True):
+    for a, b in zip(
+        run(two_pass(forward, eta=0.3, conv_gradient=conv_gradient), image=pixels), want, strict=True
+    ):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
@@ -76,10 +78,10 @@ def test_no_operator_that_tensorrt_refuses_and_no_rank_zero_eta(forward: onnx.Mo
     assert {n.op_type for n in graph.node if scalars & set(n.input)} <= {"Pad"}
 
 
-@pytest.mark.parametrize("dgrad", ["auto", "convtranspose", "conv"])
-def test_weights_are_stored_once(forward: onnx.ModelProto, dgrad: str) -> None:
+@pytest.mark.parametrize("conv_gradient", ["auto", "convtranspose", "conv"])
+def test_weights_are_stored_once(forward: onnx.ModelProto, conv_gradient: str) -> None:
     """What is added are constants of a few numbers: no flipped, transposed or second copy of a kernel."""
-    graph = two_pass(forward, eta=0.3, dgrad=dgrad).graph
+    graph = two_pass(forward, eta=0.3, conv_gradient=conv_gradient).graph
     weights = {t.name for t in forward.graph.initializer if t.data_type == onnx.TensorProto.FLOAT}
     assert weights <= {t.name for t in graph.initializer}
     assert max(np.prod(t.dims) for t in graph.initializer if t.name not in weights) <= 16

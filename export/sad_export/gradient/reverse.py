@@ -7,13 +7,14 @@ sum is complete before it is used.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 
 import onnx_ir as ir
 
-from .emitter import Emitter
-from .rules import is_constant, rule_of
-from .values import Unsupported
+from ..graph.expression import Expr
+from ..graph.values import Unsupported
+from .registry import Rule, is_constant, rule_for, rule_of
+from .words import Words
 
 # What QuantizeLinear makes; other integers are counts and indices, which have no gradient.
 _QUANTIZED = frozenset(
@@ -57,43 +58,52 @@ def ancestors(nodes: Sequence[ir.Node], outputs: Iterable[ir.Value]) -> set[ir.V
 
 
 def without_rule(
-    nodes: Sequence[ir.Node], target: ir.Value, output: ir.Value, *, opset: int
+    scratch: Words, nodes: Sequence[ir.Node], target: ir.Value, output: ir.Value
 ) -> list[tuple[ir.Node, str]]:
     """All nodes between ``target`` and ``output`` that cannot be differentiated, each with the reason.
 
-    Every rule on the path is tried, on an emitter that is thrown away: what passes here can be emitted.
+    Every rule on the path is tried: what passes here can be written.
+
+    Args:
+        scratch: Where nodes are tried; to be thrown away.
+        nodes: The forward graph in topological order.
+        target: The value differentiated with respect to.
+        output: Where the gradient comes from.
     """
     on_path, needed = dependents(nodes, target), ancestors(nodes, [output])
-    scratch = Emitter(opset=opset)
-    scratch.wanted = on_path
     missing = []
     for node in nodes:
         carries = [value in on_path and value in needed for value in node.outputs]
         if any(carries) and any(value in on_path for value in node.inputs):
-            reason = _reason_against(scratch, node, carries)
+            reason = _reason_against(scratch, node, carries, on_path)
             if reason is not None:
                 missing.append((node, reason))
     return missing
 
 
-def _reason_against(scratch: Emitter, node: ir.Node, carries: Sequence[bool]) -> str | None:
+def _reason_against(
+    scratch: Words, node: ir.Node, carries: Sequence[bool], on_path: Set[ir.Value]
+) -> str | None:
     """Why a node on the path cannot be differentiated; ``carries`` says which of its outputs are used."""
     if is_constant(node):
         return None
-    registered = rule_of(node)
-    if registered is None:
+    rule = rule_of(node)
+    if rule is None:
         return f"no gradient rule for {node.domain + '.' if node.domain else ''}{node.op_type}"
-    reads = [i for i, value in enumerate(node.inputs) if scratch.wants(value)]
-    if other := [i for i in reads if not registered.differentiates(i)]:
+    reads = [i for i, value in enumerate(node.inputs) if value in on_path]
+    if other := [i for i in reads if not rule.differentiates(i)]:
         return f"the rule for {node.op_type} does not differentiate input {other[0]}"
-    if not registered.quantized and any(_is_integer(node.inputs[i]) for i in reads):
+    if not rule.quantized and any(_is_integer(node.inputs[i]) for i in reads):
         return f"{node.op_type} of quantised integers"
-    gradients = [
-        ir.Value(name=f"d{y.name}", shape=y.shape, type=_type_of_gradient(node, y)) if used else None
+    dys = [
+        scratch.of(ir.Value(name=f"d{y.name}", shape=y.shape, type=_type_of_gradient(node, y)))
+        if used
+        else None
         for y, used in zip(node.outputs, carries, strict=True)
     ]
     try:
-        registered.rule(scratch, node, *gradients)
+        for _ in _gradients(scratch, rule, node.inputs, dys, on_path, node):
+            pass
     except Unsupported as reason:
         return f"{node.op_type}: {reason}"
     return None
@@ -110,13 +120,11 @@ def _type_of_gradient(node: ir.Node, output: ir.Value) -> ir.TypeProtocol | None
     return ir.TensorType(ir.DataType.FLOAT) if source is None or _is_integer(source) else source.type
 
 
-def reverse(
-    b: Emitter, nodes: Sequence[ir.Node], seeds: Mapping[ir.Value, ir.Value], target: ir.Value
-) -> ir.Value:
-    """Emit the gradient of the seeded values with respect to ``target``.
+def reverse(g: Words, nodes: Sequence[ir.Node], seeds: Mapping[ir.Value, Expr], target: ir.Value) -> ir.Value:
+    """Write the gradient of the seeded values with respect to ``target``.
 
     Args:
-        b: Where backward nodes go.
+        g: Where backward nodes go.
         nodes: The forward graph in topological order, checked by :func:`without_rule`.
         seeds: Forward value → its gradient, where the walk starts.
         target: The value differentiated with respect to.
@@ -124,23 +132,36 @@ def reverse(
     Returns:
         The gradient, of ``target``'s shape.
     """
-    b.wanted = dependents(nodes, target)
-    contributions: dict[ir.Value, list[ir.Value]] = {value: [seed] for value, seed in seeds.items()}
+    on_path = dependents(nodes, target)
+    contributions: dict[ir.Value, list[Expr]] = {value: [seed] for value, seed in seeds.items()}
     for node in reversed(nodes):
         if not any(value in contributions for value in node.outputs):
             continue
-        if is_constant(node) or not any(b.wants(value) for value in node.inputs):
+        if is_constant(node) or not any(value in on_path for value in node.inputs):
             continue
-        gradients = [
-            b.add(terms, of=y) if (terms := contributions.pop(y, None)) else None for y in node.outputs
+        dys = [
+            g.sum_terms(terms, of=g.of(y)) if (terms := contributions.pop(y, None)) else None
+            for y in node.outputs
         ]
-        registered = rule_of(node)
-        assert registered is not None, f"{node.name} passed the check without a rule"
-        results = registered.rule(b, node, *gradients)
-        assert len(results) == len(node.inputs), (
-            f"the rule for {node.op_type} must return one gradient per input"
-        )
-        for value, gradient in zip(node.inputs, results, strict=True):
-            if value is not None and b.wants(value) and gradient is not None:
-                contributions.setdefault(value, []).append(gradient)
-    return b.add(contributions[target])
+        found = rule_for(node)
+        assert found is not None, f"{node.name} passed the check without a rule"
+        for value, gradient in _gradients(g, *found, dys=dys, on_path=on_path, node=node):
+            contributions.setdefault(value, []).append(gradient)
+    return g.sum_terms(contributions[target]).value
+
+
+def _gradients(
+    g: Words,
+    rule: Rule,
+    inputs: Sequence[ir.Value | None],
+    dys: Sequence[Expr | None],
+    on_path: Set[ir.Value],
+    node: ir.Node,
+) -> Iterator[tuple[ir.Value, Expr]]:
+    """The inputs that the walk goes on from, and their gradients, with broadcasting undone."""
+    gradients = rule.apply(g, node, inputs, dys)
+    for value, gradient in zip(inputs, gradients, strict=True):
+        if value is None or value not in on_path or gradient is None:
+            continue
+        written = gradient() if callable(gradient) else gradient
+        yield value, written if written.value.shape == value.shape else g.sum_to(written, g.of(value))

@@ -6,43 +6,39 @@ row i* of the weight. A Gather then replaces a one-hot vector and a matrix produ
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import onnx_ir as ir
 
-from .emitter import Emitter
-from .rules import attribute, operand
-from .values import constant_array, dtype_of, shape_of, static
+from ..graph.expression import Builder, Expr
+from ..graph.nodes import attribute, operand
+from ..graph.values import constant_array, dtype_of, shape_of, static
 
 
-def seed_at_maximum(b: Emitter, nodes: Sequence[ir.Node], logits: ir.Value) -> dict[ir.Value, ir.Value]:
-    """Emit the seeds of the gradient of the largest logit.
+def seed_at_maximum(g: Builder, logits: ir.Value) -> dict[ir.Value, Expr]:
+    """Write the seeds of the gradient of the largest logit.
 
     Ties go to the first maximum.
 
     Args:
-        b: Where the nodes go.
-        nodes: The forward graph.
+        g: Where the nodes go.
         logits: (N, K).
 
     Returns:
         Forward value → gradient: the logits themselves, or the input of the linear layer before them.
     """
     batch, classes = shape_of(logits)
-    largest = b.op("ArgMax", logits, axis=1, keepdims=0, shape=(batch,), dtype=ir.DataType.INT64)
+    largest = g.op("ArgMax", logits, axis=1, keepdims=0, shape=(batch,), dtype=ir.DataType.INT64)
     node = logits.producer()
     if node is not None and _is_linear(node):
-        features, weight = operand(node, 0), operand(node, 1)
+        features, weight = operand(node, 0), g.of(operand(node, 1))
         if not attribute(node, "transB", 0):
-            weight = b.transpose(weight, [1, 0])
-        row = b.op("Gather", weight, largest, axis=0, shape=shape_of(features))
-        return {features: b.scale(row, attribute(node, "alpha", 1.0))}
-    depth = b.ints(static(classes))
-    values = b.constant(np.array([0, 1], dtype=dtype_of(logits).numpy()))
-    return {
-        logits: b.op("OneHot", largest, depth, values, axis=1, shape=(batch, classes), dtype=dtype_of(logits))
-    }
+            weight = weight.transpose([1, 0])
+        row = weight.op("Gather", largest, axis=0, shape=shape_of(features))
+        return {features: row * attribute(node, "alpha", 1.0)}
+    dtype = dtype_of(logits)
+    values = g.constant(np.array([0, 1], dtype=dtype.numpy()))
+    depth = g.ints(static(classes))
+    return {logits: largest.op("OneHot", depth, values, axis=1, shape=(batch, classes), dtype=dtype)}
 
 
 def _is_linear(node: ir.Node) -> bool:

@@ -28,7 +28,7 @@ import onnx_ir as ir
 
 from sad_runtime.choices import Precision
 
-from ..gradient.values import constant_array
+from ..graph.values import constant_array
 from .operators import FLOAT32_ONLY, MAXIMA, NOT_IN_BF16, SUMS, WITH_BIAS
 from .parts import Part, ancestors, parts_of
 from .variant import Variant

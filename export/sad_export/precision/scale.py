@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from ..initializers import initializer
+from ..graph.initializers import initializer
 from ..model import GraphError
 from ..verify import Array, cpu_session
 from .parts import UNSCALE, Part, parts_of

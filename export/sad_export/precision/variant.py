@@ -101,18 +101,6 @@ class Variant:
         stem, _, suffix = name.rpartition(".")
         return name if self.is_fp32 else f"{stem}.{self.label}.{suffix}"
 
-    def dgrad(self, asked: str) -> str:
-        """How convolutions are differentiated: as asked, but ``auto`` depends on the saliency's type.
-
-        TensorRT has no bf16 deconvolution, and shares weights in another way in fp16.
-        """
-        for_auto = {Precision.BF16: "conv", Precision.FP16: "auto-fp16"}
-        return for_auto.get(self.saliency, asked) if asked == "auto" else asked
-
-    def graph_target(self, target: str) -> str:
-        """What the float32 graph is written for: ``int8`` for integers on the CPU."""
-        return "int8" if target == "cpu" and self.uses_int8 else target
-
     def check_target(self, target: str) -> None:
         """Refuse half precision for onnxruntime's CPU.
 

@@ -47,10 +47,14 @@ def test_tensorrt_reads_the_header_of_the_plan(graph_path: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize("normalization", ["rms", "linf", "sign"])
-@pytest.mark.parametrize("dgrad", ["convtranspose", "conv"])
-def test_every_form_of_the_graph_builds(normalization: str, dgrad: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("conv_gradient", ["convtranspose", "conv"])
+def test_every_form_of_the_graph_builds(normalization: str, conv_gradient: str, tmp_path: Path) -> None:
     graph = two_pass(
-        forward_onnx(small_cnn()), eta=0.3, normalization=normalization, dgrad=dgrad, clip=(-2.0, 2.0)
+        forward_onnx(small_cnn()),
+        eta=0.3,
+        normalization=normalization,
+        conv_gradient=conv_gradient,
+        clip=(-2.0, 2.0),
     )
     onnx.save(graph, str(tmp_path / "m.onnx"))
     assert build_engine(tmp_path / "m.onnx", tmp_path / "m.plan", flavor="rtx").bytes > 1000
@@ -76,7 +80,9 @@ def test_a_refused_operator_is_named(tmp_path: Path) -> None:
 
 def test_a_node_without_a_kernel_is_named(tmp_path: Path) -> None:
     """Deconvolution in bf16, in place of a Conv of 8 channels to 8."""
-    graph = lower(two_pass(forward_onnx(small_cnn()), eta=0.3, dgrad="conv"), Variant.of("bf16")).typed
+    graph = lower(
+        two_pass(forward_onnx(small_cnn()), eta=0.3, conv_gradient="conv"), Variant.of("bf16")
+    ).typed
     (node,) = [node for node in graph.graph.node if node.name == "second/node_conv2d_2"]
     node.op_type, node.name = "ConvTranspose", "the_deconvolution"
     onnx.save(graph, str(tmp_path / "m.onnx"))

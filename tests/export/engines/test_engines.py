@@ -48,7 +48,7 @@ def forward(name: str) -> onnx.ModelProto:
 def graph_in(precision: str, name: str) -> onnx.ModelProto:
     """The two-pass graph as the export writes it."""
     variant = Variant.of(precision)
-    graph = two_pass(forward(name), eta=0.05, dgrad=variant.dgrad("auto"))
+    graph = two_pass(forward(name), eta=0.05, variant=variant)
     if variant.is_fp32:
         return graph
     _, *chw = (dim.dim_value for dim in graph.graph.input[0].type.tensor_type.shape.dim)

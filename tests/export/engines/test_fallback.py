@@ -42,7 +42,7 @@ def test_auto_is_written_again_with_conv_and_verified(forward: Path, tmp_path: P
     assert "at node 'backward/ConvTranspose" in line
     graph = onnx.load(str(out))
     assert "ConvTranspose" not in {node.op_type for node in graph.graph.node}
-    assert {p.key: p.value for p in graph.metadata_props}["sad_deploy.dgrad"] == "conv"
+    assert {p.key: p.value for p in graph.metadata_props}["sad_deploy.conv_gradient"] == "conv"
     sidecar = json.loads((tmp_path / "out.rtx.json").read_text())
     assert sidecar["onnx_sha256"] == sha256(out)
 

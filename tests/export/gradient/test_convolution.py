@@ -39,9 +39,9 @@ CASES = {
 
 
 @pytest.mark.parametrize("target", ["portable", "cpu", "int8"])
-@pytest.mark.parametrize("dgrad", ["auto", "auto-fp16", "convtranspose", "conv"])
+@pytest.mark.parametrize("conv_gradient", ["auto", "auto-fp16", "convtranspose", "conv"])
 @pytest.mark.parametrize("case", CASES)
-def test_conv_equals_float64_autograd(case: str, dgrad: str, target: str) -> None:
+def test_conv_equals_float64_autograd(case: str, conv_gradient: str, target: str) -> None:
     kernel, strides, dilations, pads, group, size = CASES[case]
     x = RNG.normal(size=(2, 4, *size))
     w = RNG.normal(size=(6 if group != 4 else 8, 4 // group, *kernel))
@@ -61,7 +61,7 @@ def test_conv_equals_float64_autograd(case: str, dgrad: str, target: str) -> Non
             group=group,
         )
     ]
-    dx = gradient(nodes, x, dy, {"w": w}, dgrad=dgrad, target=target)
+    dx = gradient(nodes, x, dy, {"w": w}, conv_gradient=conv_gradient, target=target)
     np.testing.assert_allclose(dx, expected.numpy(), rtol=1e-4, atol=1e-5)
 
 
@@ -84,21 +84,28 @@ def test_depthwise_lowering(target: str, stride: int, expected: set[str]) -> Non
     assert kernels == ([] if stride == 1 else [[1, 1]] if target == "cpu" else [[3, 3]])
 
 
-@pytest.mark.parametrize("dgrad", ["convtranspose", "conv"])
+@pytest.mark.parametrize("conv_gradient", ["convtranspose", "conv"])
 @pytest.mark.parametrize("auto_pad", ["SAME_UPPER", "SAME_LOWER", "VALID"])
-def test_conv_with_auto_pad(auto_pad: str, dgrad: str) -> None:
+def test_conv_with_auto_pad(auto_pad: str, conv_gradient: str) -> None:
     w = RNG.normal(size=(3, 2, 4, 3))
-    check([node("Conv", ["x", "w"], auto_pad=auto_pad, strides=[2, 3])], (2, 2, 9, 8), {"w": w}, dgrad=dgrad)
+    check(
+        [node("Conv", ["x", "w"], auto_pad=auto_pad, strides=[2, 3])],
+        (2, 2, 9, 8),
+        {"w": w},
+        conv_gradient=conv_gradient,
+    )
 
 
-@pytest.mark.parametrize("dgrad", ["convtranspose", "conv"])
-def test_conv_in_one_dimension(dgrad: str) -> None:
+@pytest.mark.parametrize("conv_gradient", ["convtranspose", "conv"])
+def test_conv_in_one_dimension(conv_gradient: str) -> None:
     w = RNG.normal(size=(3, 2, 3))
-    check([node("Conv", ["x", "w"], strides=[2], pads=[1, 0])], (2, 2, 9), {"w": w}, dgrad=dgrad)
+    check(
+        [node("Conv", ["x", "w"], strides=[2], pads=[1, 0])], (2, 2, 9), {"w": w}, conv_gradient=conv_gradient
+    )
 
 
-@pytest.mark.parametrize("dgrad", ["convtranspose", "conv"])
-def test_conv_over_a_sweep_of_sizes(dgrad: str) -> None:
+@pytest.mark.parametrize("conv_gradient", ["convtranspose", "conv"])
+def test_conv_over_a_sweep_of_sizes(conv_gradient: str) -> None:
     """Every small combination along one axis: the places where an off-by-one hides."""
     checked = 0
     for size, k, s, d, begin, end in itertools.product(
@@ -115,7 +122,7 @@ def test_conv_over_a_sweep_of_sizes(dgrad: str) -> None:
         dy = RNG.normal(size=y.shape)
         (expected,) = torch.autograd.grad(y, xt, torch.tensor(dy))
         nodes = [node("Conv", ["x", "w"], strides=[s], dilations=[d], pads=[begin, end])]
-        dx = gradient(nodes, x, dy, {"w": w}, dgrad=dgrad)
+        dx = gradient(nodes, x, dy, {"w": w}, conv_gradient=conv_gradient)
         np.testing.assert_allclose(
             dx, expected.numpy(), rtol=1e-4, atol=1e-5, err_msg=str((size, k, s, d, begin, end))
         )
@@ -126,7 +133,7 @@ def test_conv_over_a_sweep_of_sizes(dgrad: str) -> None:
 def test_convtranspose_form_reads_the_forward_initializer() -> None:
     w = RNG.normal(size=(3, 2, 3, 3))
     forward = forward_model([node("Conv", ["x", "w"], strides=[2, 2])], ["N", 2, 9, 9], {"w": w})
-    model = gradient_model(forward, dgrad="convtranspose")
+    model = gradient_model(forward, conv_gradient="convtranspose")
     (backward,) = [n for n in model.graph.node if n.op_type == "ConvTranspose"]
     assert backward.input[1] == "w"
     assert sum(len(tensor.raw_data) for tensor in model.graph.initializer) < 1.1 * w.size * 4
@@ -145,7 +152,8 @@ def test_stride_with_dilation_never_becomes_a_convtranspose_in_auto() -> None:
 def test_batch_is_dynamic() -> None:
     w = RNG.normal(size=(3, 2, 3, 3))
     model = gradient_model(
-        forward_model([node("Conv", ["x", "w"], strides=[2, 2])], ["N", 2, 9, 9], {"w": w}), dgrad="conv"
+        forward_model([node("Conv", ["x", "w"], strides=[2, 2])], ["N", 2, 9, 9], {"w": w}),
+        conv_gradient="conv",
     )
     x = RNG.normal(size=(5, 2, 9, 9)).astype(np.float32)
     dy = RNG.normal(size=(5, 3, 4, 4)).astype(np.float32)
@@ -186,8 +194,8 @@ def test_in_fp16_a_large_pointwise_convolution_is_written_as_its_engine_shares_i
         weights |= {"low": np.array(0.0), "high": np.array(6.0)}
     if case == "two_convolutions":
         weights["v"] = RNG.normal(size=(256, 256, 3, 3)) / 48
-    check(nodes, (2, 256, 3, 4), weights, dgrad="auto-fp16")
-    model = gradient_model(forward_model(nodes, ["N", 256, 3, 4], weights), dgrad="auto-fp16")
+    check(nodes, (2, 256, 3, 4), weights, conv_gradient="auto-fp16")
+    model = gradient_model(forward_model(nodes, ["N", 256, 3, 4], weights), conv_gradient="auto-fp16")
     deconvolved = [n for n in model.graph.node if n.op_type == "ConvTranspose" and n.input[1] == "w"]
     pads = [list(a.ints) for n in model.graph.node for a in n.attribute if a.name == "pads"]
     assert (len(deconvolved), pads.count([0, 0, 1, 0])) == {"ConvTranspose": (1, 0), "Conv": (0, 1)}[expected]
@@ -197,7 +205,7 @@ def test_in_fp16_a_large_pointwise_convolution_is_written_as_its_engine_shares_i
 def test_a_smaller_one_is_shared_by_convtranspose_in_fp16_too(out: int, channels: int) -> None:
     weight = RNG.normal(size=(out, channels, 1, 1))
     forward = forward_model([node("Conv", ["x", "w"])], ["N", channels, 3, 3], {"w": weight})
-    model = gradient_model(forward, dgrad="auto-fp16")
+    model = gradient_model(forward, conv_gradient="auto-fp16")
     assert [n.op_type for n in model.graph.node] == ["Conv", "ConvTranspose"]
 
 
@@ -217,11 +225,11 @@ def test_a_strided_conv_and_its_strided_shortcut_are_summed_before_they_are_inte
         node("Conv", ["x", "v"], ["b"], strides=[2, 2]),
         node("Add", ["a", "b"]),
     ]
-    for dgrad in ("auto", "conv"):
-        dx = gradient(nodes, x, dy, {"w": w, "v": v}, dgrad=dgrad, target=target)
+    for conv_gradient in ("auto", "conv"):
+        dx = gradient(nodes, x, dy, {"w": w, "v": v}, conv_gradient=conv_gradient, target=target)
         np.testing.assert_allclose(dx, expected, rtol=1e-4, atol=1e-4)
     model = gradient_model(
-        forward_model(nodes, ["N", *x.shape[1:]], {"w": w, "v": v}), dgrad="conv", target="int8"
+        forward_model(nodes, ["N", *x.shape[1:]], {"w": w, "v": v}), conv_gradient="conv", target="int8"
     )
     live = ir.from_proto(model)
     common_passes.RemoveUnusedNodesPass()(live)

@@ -10,6 +10,7 @@ from differentiate import check, forward_model, gradient_model, node
 from test_reverse import graph_of
 
 from sad_export.gradient import without_rule
+from sad_export.lowering import Portable
 
 RNG = np.random.default_rng(17)
 X = RNG.normal(size=(2, 4, 6, 7))
@@ -38,7 +39,7 @@ def test_slice(starts: list[int], ends: list[int], axes: list[int], steps: list[
 
 def test_a_slice_of_the_batch_is_refused() -> None:
     graph = graph_of([node("Slice", ["x", "s", "e", "a", "t"])], ["N", 4], slicing([0], [1], [0], [1]))
-    ((_, reason),) = without_rule(list(graph), graph.inputs[0], graph.outputs[0], opset=20)
+    ((_, reason),) = without_rule(Portable(opset=20), list(graph), graph.inputs[0], graph.outputs[0])
     assert reason.startswith("Slice: it slices the batch")
 
 
@@ -156,7 +157,7 @@ def test_einsum_of_attention() -> None:
 
 def test_a_diagonal_is_refused() -> None:
     graph = graph_of([node("Einsum", ["x"], equation="nii->ni")], ["N", 4, 4])
-    ((_, reason),) = without_rule(list(graph), graph.inputs[0], graph.outputs[0], opset=20)
+    ((_, reason),) = without_rule(Portable(opset=20), list(graph), graph.inputs[0], graph.outputs[0])
     assert reason == "Einsum: 'nii->ni' takes a diagonal"
 
 

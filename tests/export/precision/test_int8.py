@@ -117,7 +117,9 @@ def test_a_percentile_leaves_outliers_out_and_nothing_is_printed(
 
 @pytest.fixture(scope="module")
 def integers(forward: onnx.ModelProto) -> onnx.ModelProto:
-    return lower_to_integers(two_pass(forward, target="int8", **SPACE), Variant.of("int8"), IMAGES)
+    return lower_to_integers(
+        two_pass(forward, target="cpu", variant=Variant.of("int8"), **SPACE), Variant.of("int8"), IMAGES
+    )
 
 
 def test_every_convolution_is_an_integer_one_in_both_passes_and_the_backward(
@@ -157,7 +159,7 @@ def test_the_batch_stays_dynamic(integers: onnx.ModelProto) -> None:
 
 
 def test_an_int8_saliency_under_a_float32_second_pass(forward: onnx.ModelProto) -> None:
-    graph = two_pass(forward, target="int8", **SPACE)
+    graph = two_pass(forward, target="cpu", variant=Variant.of("int8"), **SPACE)
     mixed = lower_to_integers(graph, Variant.of("fp32", "int8"), IMAGES)
     got, want = run(mixed, IMAGES), run(two_pass(forward, **SPACE), IMAGES)
     assert cosines(got["logits"], want["logits"]).min() > 0.9999
@@ -168,7 +170,9 @@ def test_an_int8_saliency_under_a_float32_second_pass(forward: onnx.ModelProto) 
 def test_the_file_holds_the_weights_in_8_bits() -> None:
     """Twice: the backward's outputs are the forward's inputs, and have scales of their own."""
     forward = forward_onnx(wide_cnn())
-    graph = lower_to_integers(two_pass(forward, target="int8", **SPACE), Variant.of("int8"), IMAGES)
+    graph = lower_to_integers(
+        two_pass(forward, target="cpu", variant=Variant.of("int8"), **SPACE), Variant.of("int8"), IMAGES
+    )
     assert graph.ByteSize() < 0.6 * forward.ByteSize()
 
 
@@ -203,7 +207,9 @@ class Everything(nn.Module):
 def test_other_operators_are_right_too(tmp_path: Path) -> None:
     torch.manual_seed(0)
     forward = forward_onnx(randomised(Everything()))
-    graph = lower_to_integers(two_pass(forward, target="int8", **SPACE), Variant.of("int8"), IMAGES)
+    graph = lower_to_integers(
+        two_pass(forward, target="cpu", variant=Variant.of("int8"), **SPACE), Variant.of("int8"), IMAGES
+    )
     got, want = (
         run(graph, IMAGES, optimised=tmp_path / "optimised.onnx"),
         run(two_pass(forward, **SPACE), IMAGES),
@@ -227,7 +233,9 @@ def test_a_relu6_masks_what_it_saturates() -> None:
         stem.bias.copy_(torch.tensor([-3.0, 3.0, 9.0, 3.0] * 4))  # type: ignore[union-attr]
     model = nn.Sequential(stem, nn.BatchNorm2d(16), nn.ReLU6(), nn.Flatten(), nn.Linear(16 * 16 * 16, 5))
     forward = forward_onnx(model.eval())
-    graph = lower_to_integers(two_pass(forward, eta=0.0, target="int8"), Variant.of("int8"), IMAGES)
+    graph = lower_to_integers(
+        two_pass(forward, eta=0.0, target="cpu", variant=Variant.of("int8")), Variant.of("int8"), IMAGES
+    )
     got, want = run(graph, IMAGES)["saliency"], run(two_pass(forward, eta=0.0), IMAGES)["saliency"]
     assert cosines(got, want).min() > 0.999
 
@@ -253,7 +261,9 @@ def test_a_relu6_beside_larger_values_saturates_where_it_should() -> None:
         model.small.bias.copy_(torch.tensor([-3.0, 3.0, 9.0, 3.0] * 4))  # type: ignore[union-attr]
         model.large.bias.fill_(20.0)  # type: ignore[union-attr]
     forward = forward_onnx(model.eval())
-    graph = lower_to_integers(two_pass(forward, eta=0.0, target="int8"), Variant.of("int8"), IMAGES)
+    graph = lower_to_integers(
+        two_pass(forward, eta=0.0, target="cpu", variant=Variant.of("int8")), Variant.of("int8"), IMAGES
+    )
     got, want = run(graph, IMAGES), run(two_pass(forward, eta=0.0), IMAGES)
     assert cosines(got["saliency"], want["saliency"]).min() > 0.999
     assert cosines(got["plain_logits"], want["plain_logits"]).min() > 0.999
@@ -310,6 +320,6 @@ def test_tensorrt_builds_every_mixture(
 ) -> None:
     pytest.importorskip("tensorrt_rtx", reason="needs the extra rtx; the test install has it")
     variant = Variant.of(*words)
-    graph = two_pass(forward, dgrad=variant.dgrad("auto"), **SPACE)
+    graph = two_pass(forward, variant=variant, **SPACE)
     onnx.save(lower(graph, variant, images=IMAGES).typed, str(tmp_path / "m.onnx"))
     assert build_engine(tmp_path / "m.onnx", tmp_path / "m.plan", flavor="rtx").precision == variant.label

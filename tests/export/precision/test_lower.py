@@ -35,7 +35,7 @@ def made(forward: onnx.ModelProto, *words: str) -> tuple[onnx.ModelProto, Lowere
     """The float32 graph, and the lowered one."""
     variant = Variant.of(*words)
     options = {"eta": 0.3, "normalization": "rms", "mean": MEAN, "std": STD}
-    graph = two_pass(forward, dgrad=variant.dgrad("auto"), **options)
+    graph = two_pass(forward, variant=variant, **options)
     return graph, lower(graph, variant)
 
 

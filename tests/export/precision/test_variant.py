@@ -36,10 +36,3 @@ def test_the_cpu_target_is_for_float32_only() -> None:
     Variant.of("fp16").check_target("portable")
     with pytest.raises(UserError, match="fp32-fp16: onnxruntime's CPU computes fp16 in float32"):
         Variant.of("fp32", "fp16").check_target("cpu")
-
-
-def test_the_saliencys_type_decides_how_convolutions_are_differentiated_unless_it_is_said() -> None:
-    assert Variant.of("bf16").dgrad("auto") == "conv"
-    assert Variant.of("bf16").dgrad("convtranspose") == "convtranspose"
-    assert Variant.of("bf16", "fp16").dgrad("auto") == "auto-fp16"
-    assert Variant.of("fp16", "fp32").dgrad("auto") == FP32.dgrad("auto") == "auto"

@@ -27,7 +27,7 @@ def forward() -> onnx.ModelProto:
 
 @pytest.fixture(scope="module")
 def graph(forward: onnx.ModelProto) -> onnx.ModelProto:
-    return two_pass(forward, eta=0.3, dgrad="conv")
+    return two_pass(forward, eta=0.3, conv_gradient="conv")
 
 
 def in_float32(graph: onnx.ModelProto, folder: Path) -> dict[str, Array]:
@@ -73,7 +73,7 @@ def test_values_beyond_fp16_are_refused_even_then_and_bf16_holds_them(
 ) -> None:
     """Activations of about 10⁶, from weights that all fit."""
     large = with_last_weight(forward, lambda weight: weight * np.float32(3e4) / abs(weight).max())
-    graph = two_pass(large, eta=1e-9, dgrad="conv")
+    graph = two_pass(large, eta=1e-9, conv_gradient="conv")
     for tensor in graph.graph.initializer:
         array = numpy_helper.to_array(tensor)
         if array.ndim == 4 and array.dtype == np.float32:
@@ -92,7 +92,7 @@ def test_gradients_too_small_for_fp16_are_scaled_and_unscaled(
     forward: onnx.ModelProto, tmp_path: Path
 ) -> None:
     tiny = with_last_weight(forward, lambda weight: weight * np.float32(1e-8))
-    graph = two_pass(tiny, eta=0.3, dgrad="conv")
+    graph = two_pass(tiny, eta=0.3, conv_gradient="conv")
     reference = in_float32(graph, tmp_path)
     assert abs(reference["saliency"]).max() < 2**-24
     figures = write_verified(graph, tmp_path / "m.onnx", Variant.of("fp16"), IMAGES, reference)

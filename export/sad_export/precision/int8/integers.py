@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from ...gradient.rules import attribute
-from ...gradient.values import constant_array
+from ...graph.nodes import attribute
+from ...graph.values import constant_array
 from ...verify import Array
 from .grid import Grid
 from .plan import MOVING, WEIGHTED, IntegerPlan, mask_of

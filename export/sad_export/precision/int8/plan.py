@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 
-from ...gradient.values import constant_array
+from ...graph.values import constant_array
 from ...verify import Array
 from ..parts import Part, parts_of
 from .grid import Grid

@@ -14,8 +14,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from ...gradient.values import constant_array
-from ...initializers import initializer
+from ...graph.initializers import initializer
+from ...graph.values import constant_array
 from ...verify import Array
 from ..parts import Part, parts_of
 from .grid import Grid, weight_codes

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from ...initializers import initializer
+from ...graph.initializers import initializer
 from ...verify import Array
 from .grid import Grid, weight_codes
 

@@ -7,7 +7,7 @@ import onnx_ir as ir
 import pytest
 from differentiate import forward_model, node, run
 
-from sad_export.passes import StridedStemPass
+from sad_export.lowering.integers import StridedStemPass
 
 RNG = np.random.default_rng(11)
 

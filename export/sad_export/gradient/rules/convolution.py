@@ -1,48 +1,54 @@
-"""ConvTranspose: y[o·s + j·d − p] += W[j]ᵀ · x[o], so dx[o] = Σ_j W[j] · dy[o·s + j·d − p].
-
-That is a Conv on the same initializer: the layout of its weight, (C, M/g, kH, kW), is the one that a Conv
-from M to C channels needs.
-"""
+"""Conv and ConvTranspose: each the other's transpose. Weight and bias are constants of a classifier."""
 
 from __future__ import annotations
 
 import onnx_ir as ir
 
-from .emitter import Emitter
-from .rules import Gradients, attribute, only_first, operand, vjp
-from .values import shape_of, static
+from ...graph.expression import Expr
+from ...graph.nodes import attribute
+from ...graph.values import static
+from ..convolution import Convolution
+from ..registry import Gradient, vjp
+from ..words import Words
+
+
+@vjp("Conv", inputs=[0])
+def conv(x: Expr, weight: Expr, bias: Expr | None = None, *, dy: Expr, g: Words, node: ir.Node) -> Gradient:
+    """y[o] = Σ_j W[j] · x[o·s + j·d − p]; the forms of dx are in :mod:`sad_export.gradient.convolution`."""
+    return g.conv_input(Convolution.of(g, node), dy)
 
 
 @vjp("ConvTranspose", inputs=[0])
-def conv_transpose(b: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
-    """Gradient of the image; weight and bias are constants of a classifier."""
-    x, weight = operand(node, 0), operand(node, 1)
-    rank = len(shape_of(x)) - 2
-    kernel = [static(n) for n in shape_of(weight)[2:]]
+def conv_transpose(
+    x: Expr, weight: Expr, bias: Expr | None = None, *, dy: Expr, node: ir.Node, group: int = 1
+) -> Gradient:
+    """y[o·s + j·d − p] += W[j]ᵀ · x[o], so dx[o] = Σ_j W[j] · dy[o·s + j·d − p].
+
+    That is a Conv on the same initializer: the layout of its weight, (C, M/g, kH, kW), is the one that a Conv
+    from M to C channels needs.
+    """
+    rank = x.rank - 2
+    kernel = [static(n) for n in weight.shape[2:]]
     strides = attribute(node, "strides", (1,) * rank)
     dilations = attribute(node, "dilations", (1,) * rank)
     begins, ends = [], []
     for i, k in enumerate(kernel):
-        size, out = static(shape_of(x)[2 + i]), static(shape_of(dy)[2 + i])
+        size, out = static(x.shape[2 + i]), static(dy.shape[2 + i])
         whole = (size - 1) * strides[i] + (k - 1) * dilations[i] + 1
-        begin = _begin(node, i, rank, whole - out)
-        begins.append(begin)
+        begins.append(_begin(node, i, rank, whole - out))
         # What makes the Conv read exactly to the end; negative where output_padding went beyond it.
-        ends.append(whole - out - begin)
-    spatial = range(2, 2 + rank)
-    dy = b.pad(dy, spatial, [min(0, n) for n in begins], [min(0, n) for n in ends])
-    dx = b.op(
+        ends.append(whole - out - begins[-1])
+    dy = dy.pad(range(2, 2 + rank), [min(0, n) for n in begins], [min(0, n) for n in ends])
+    return dy.op(
         "Conv",
-        dy,
         weight,
-        shape=shape_of(x),
+        shape=x.shape,
         kernel_shape=kernel,
         strides=list(strides),
         dilations=list(dilations),
         pads=[max(0, n) for n in (*begins, *ends)],
-        group=attribute(node, "group", 1),
+        group=group,
     )
-    return only_first(node, dx)
 
 
 def _begin(node: ir.Node, axis: int, rank: int, cropped: int) -> int:

@@ -11,68 +11,78 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from .emitter import Emitter
-from .rules import Gradients, attribute, constant_operand, only_first, operand, vjp
+from ...graph.expression import Expr
+from ...graph.nodes import attribute
+from ...graph.values import Unsupported, static
+from ..registry import Gradient, vjp
 from .shape import along_axis
-from .values import Unsupported, shape_of, static
 
 Array = np.ndarray[Any, Any]
 
 
 @vjp("Resize", inputs=[0])
-def resize(b: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
+def resize(
+    x: Expr,
+    roi: Expr | None = None,
+    scales: Expr | None = None,
+    sizes: Expr | None = None,
+    *,
+    y: Expr,
+    dy: Expr,
+    node: ir.Node,
+    antialias: int = 0,
+    coordinate_transformation_mode: str = "half_pixel",
+) -> Gradient:
     """dx = Rᵀ·dy along each axis that is resized."""
-    if attribute(node, "antialias", 0):
+    if antialias:
         raise Unsupported("it has antialias, which TensorRT refuses")
-    x = operand(node, 0)
-    rank = len(shape_of(x))
-    axes = [axis % rank for axis in attribute(node, "axes", range(rank))]
-    scales = _scales(node, axes)
-    rois = constant_operand(node, 1, "regions of interest")
-    if attribute(node, "coordinate_transformation_mode", "half_pixel") != "tf_crop_and_resize":
-        rois = None
+    axes = [axis % x.rank for axis in attribute(node, "axes", range(x.rank))]
+    factors = _factors(node, axes, x, y, scales, sizes)
+    cropped = coordinate_transformation_mode == "tf_crop_and_resize" and roi is not None
+    rois = roi.known("regions of interest") if cropped and roi is not None else None
     # The last axes first: they are the largest, and each step makes the value smaller if x was enlarged.
     for i in reversed(range(len(axes))):
         axis = axes[i]
-        n, m = shape_of(x)[axis], shape_of(node.outputs[0])[axis]
-        roi = (0.0, 1.0) if rois is None else (float(rois[i]), float(rois[len(axes) + i]))
-        if (n == m and scales[i] == 1 and roi == (0.0, 1.0)) or isinstance(n, str):
+        n, m = x.shape[axis], y.shape[axis]
+        region = (0.0, 1.0) if rois is None else (float(rois[i]), float(rois[len(axes) + i]))
+        if (n == m and factors[i] == 1 and region == (0.0, 1.0)) or isinstance(n, str):
             if n != m:
                 raise Unsupported("it resizes the batch")
             continue
-        matrix = _matrix(node, static(n), static(m), scales[i], roi)
-        dy = _transposed(b, matrix, dy, axis)
-    return only_first(node, dy)
+        matrix = _matrix(node, static(n), static(m), factors[i], region)
+        dy = _transposed(matrix, dy, axis)
+    return dy
 
 
-def _scales(node: ir.Node, axes: list[int]) -> list[float]:
+def _factors(
+    node: ir.Node, axes: list[int], x: Expr, y: Expr, scales: Expr | None, sizes: Expr | None
+) -> list[float]:
     """Output length / input length of each axis, as the operator reckons it."""
-    given = constant_operand(node, 2, "scales")
+    given = None if scales is None else scales.known("scales")
     if given is not None and given.size:
         return [float(scale) for scale in given]
-    lengths = [shape_of(operand(node, 0))[axis] for axis in axes]
+    lengths = [x.shape[axis] for axis in axes]
     policy = attribute(node, "keep_aspect_ratio_policy", "stretch")
     if policy == "stretch":
         # Sizes that name the batch too are computed from its shape; what they come to is the output's.
-        outs = [shape_of(node.outputs[0])[axis] for axis in axes]
+        outs = [y.shape[axis] for axis in axes]
         return [1.0 if m == n else static(m) / static(n) for m, n in zip(outs, lengths, strict=True)]
-    sizes = constant_operand(node, 3, "sizes")
     assert sizes is not None
-    ratios = [int(m) / static(n) for m, n in zip(sizes, lengths, strict=True)]
+    ratios = [int(m) / static(n) for m, n in zip(sizes.known("sizes"), lengths, strict=True)]
     return [min(ratios) if policy == "not_larger" else max(ratios)] * len(ratios)
 
 
-def _transposed(b: Emitter, matrix: Array, dy: ir.Value, axis: int) -> ir.Value:
+def _transposed(matrix: Array, dy: Expr, axis: int) -> Expr:
     """Rᵀ·dy along an axis; where R repeats each element k times, the sum of k neighbours."""
     m, n = matrix.shape
     k = m // n
     if m == k * n and np.array_equal(matrix, np.repeat(np.eye(n), k, axis=0)):
-        shape = list(shape_of(dy))
+        shape = list(dy.shape)
         shape[axis : axis + 1] = [n, k]
-        summed = b.reduce("ReduceSum", b.reshape(dy, shape), [axis + 1])
+        summed = dy.reshape(shape).sum([axis + 1])
         shape[axis : axis + 2] = [n]
-        return b.reshape(summed, shape)
-    return along_axis(b, matrix.T, dy, axis)
+        return summed.reshape(shape)
+    return along_axis(matrix.T, dy, axis)
 
 
 def _matrix(node: ir.Node, n: int, m: int, scale: float, roi: tuple[float, float]) -> Array:

@@ -1,4 +1,4 @@
-"""Widen the groups of a convolution to whole blocks of onnxruntime's blocked layout.
+"""Widen the groups of a convolution to whole blocks of onnxruntime's NCHWc layout.
 
 1. Conv whose groups have w input and w output channels, w a divisor of a block, becomes Conv with groups of
    one block, if its channels are whole blocks: the old weights on the diagonal of the new, zeros elsewhere.
@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from ..gradient.layout import BLOCK, could_be_blocked
-from ..gradient.rules import attribute
-from ..gradient.values import constant_array
-from ..initializers import initializer
+from ...graph.initializers import initializer
+from ...graph.nodes import attribute
+from ...graph.values import constant_array
+from .layout import BLOCK, could_be_nchwc
 
 
-class BlockedGroupsPass(ir.passes.InPlacePass):
+class NchwcGroupsPass(ir.passes.InPlacePass):
     """See the module; for the target ``cpu``. The graph has shapes, and weights as initializers."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -30,7 +30,7 @@ class BlockedGroupsPass(ir.passes.InPlacePass):
 
 
 def _rewrite(graph: ir.Graph, node: ir.Node) -> bool:
-    if node.op_type != "Conv" or node.domain not in ("", "ai.onnx"):
+    if node.op_type != "Conv" or node.domain != "":
         return False
     kernel, group = node.inputs[1], attribute(node, "group", 1)
     weight = constant_array(kernel)
@@ -39,7 +39,7 @@ def _rewrite(graph: ir.Graph, node: ir.Node) -> bool:
     channels, width = weight.shape[:2]
     if width == 1 or BLOCK % width or width == BLOCK or channels != group * width:
         return False
-    if not could_be_blocked(node.outputs[0]):
+    if not could_be_nchwc(node.outputs[0]):
         return False
     wide = initializer(graph, f"{kernel.name}/blocks", _on_the_diagonal(weight))
     node.replace_input_with(1, wide)

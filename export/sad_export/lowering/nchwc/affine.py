@@ -1,4 +1,4 @@
-"""Write an affine of each channel as a depthwise convolution, which onnxruntime's blocked layout holds.
+"""Write an affine of each channel as a depthwise convolution, which onnxruntime's NCHWc layout holds.
 
 1. x · a + b, with a blocked x and constants a and b of one number a channel, becomes Conv(x, a, b), 1×1 and
    depthwise. The product may have no other reader.
@@ -14,23 +14,23 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from ..gradient.layout import BlockedLayout
-from ..gradient.rules import sole_reader
-from ..gradient.values import constant_array
-from ..initializers import initializer
+from ...graph.initializers import initializer
+from ...graph.nodes import sole_reader
+from ...graph.values import constant_array
+from .layout import Layout
 
 
-class BlockedAffinePass(ir.passes.InPlacePass):
+class NchwcAffinePass(ir.passes.InPlacePass):
     """See the module; for the target ``cpu``. The graph is in topological order and has shapes."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrite in place."""
-        layout = BlockedLayout()
+        layout = Layout()
         rewritten = [node for node in list(model.graph) if _rewrite(model.graph, node, layout)]
         return ir.passes.PassResult(model, modified=bool(rewritten))
 
 
-def _rewrite(graph: ir.Graph, node: ir.Node, layout: BlockedLayout) -> bool:
+def _rewrite(graph: ir.Graph, node: ir.Node, layout: Layout) -> bool:
     """Make one Add the convolution; what it added to is left without a reader."""
     total = node.outputs[0]
     product, offset = _value_and_constant(node, "Add", total)
@@ -57,7 +57,7 @@ def _value_and_constant(
     node: ir.Node, op_type: str, like: ir.Value
 ) -> tuple[ir.Value, np.ndarray[Any, Any]] | tuple[None, None]:
     """The operands of such a node: a value of the shape of ``like``, and (C,) numbers for its channels."""
-    if node.op_type != op_type or node.domain not in ("", "ai.onnx") or like.shape is None:
+    if node.op_type != op_type or node.domain != "" or like.shape is None:
         return None, None
     for value, other in (tuple(node.inputs), tuple(node.inputs)[::-1]):
         array = constant_array(other)

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from ..gradient.rules import attribute
-from ..gradient.values import constant_array
-from ..initializers import initializer
+from ...graph.initializers import initializer
+from ...graph.nodes import attribute
+from ...graph.values import constant_array
 
 _MOST_CHANNELS = 16
 
@@ -37,7 +37,7 @@ class StridedStemPass(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrite in place."""
-        found = [node for node in model.graph if node.op_type == "Conv" and node.domain in ("", "ai.onnx")]
+        found = [node for node in model.graph if node.op_type == "Conv" and node.domain == ""]
         rewritten = [node for node in found if _rewrite(model.graph, node)]
         return ir.passes.PassResult(model, modified=bool(rewritten))
 

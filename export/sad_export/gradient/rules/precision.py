@@ -11,42 +11,48 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from .emitter import Emitter
-from .rules import Gradients, attribute, constant_operand, only_first, operand, vjp
-from .values import Unsupported, shape_of
+from ...graph.expression import Expr
+from ...graph.values import Unsupported
+from ..registry import Gradient, vjp
 
 
 @vjp("Cast", "CastLike")
-def cast(b: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
+def cast(x: Expr, like: Expr | None = None, *, dy: Expr) -> Gradient:
     """Float to float: dx = dy in x's type. CastLike reads only the type of its other input."""
-    return only_first(node, b.cast(dy, operand(node, 0)))
+    return dy.cast(x)
 
 
 @vjp("DequantizeLinear", inputs=[0], quantized=True)
-def dequantize(b: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
+def dequantize(x: Expr, *, dy: Expr) -> Gradient:
     """dx = dy, in units of the number that x stands for."""
-    return only_first(node, dy)
+    return dy
 
 
 @vjp("QuantizeLinear", inputs=[0], quantized=True)
-def quantize(b: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
+def quantize(
+    x: Expr,
+    scale: Expr,
+    zero_point: Expr | None = None,
+    *,
+    y: Expr,
+    dy: Expr,
+    axis: int = 1,
+    block_size: int = 0,
+) -> Gradient:
     """dx = dy · 1[low ≤ round(x/s) + z ≤ high]: straight through the rounding, 0 where x is saturated.
 
     As PyTorch's fake quantisation.
     """
-    x, y = operand(node, 0), node.outputs[0]
-    scale, zero = constant_operand(node, 1, "scales"), constant_operand(node, 2, "zero points")
-    assert scale is not None
-    assert y.dtype is not None
-    low, high = _range(y.dtype)
-    wide = scale.astype(np.float64)
+    wide = scale.known("scales").astype(np.float64)
+    zero = None if zero_point is None else zero_point.known("zero points")
     offset = np.zeros_like(wide) if zero is None else zero.astype(np.float64)
+    low, high = _range(y.dtype)
     # Half a step beyond the range still rounds into it.
     margin = 0.5 if not y.dtype.is_floating_point() else 0.0
-    bounds = [(low - margin - offset) * wide, (high + margin - offset) * wide]
-    lowest, highest = (b.like(x, _spread(node, bound, x)) for bound in bounds)
-    inside = b.op("And", b.op("GreaterOrEqual", x, lowest), b.op("LessOrEqual", x, highest))
-    return only_first(node, b.masked(b.cast(dy, x), inside))
+    lowest, highest = (
+        _bounds_like(x, (bound - offset) * wide, axis, block_size) for bound in (low - margin, high + margin)
+    )
+    return dy.cast(x) * ((x >= lowest) & (x <= highest))
 
 
 def _range(dtype: ir.DataType) -> tuple[float, float]:
@@ -65,17 +71,14 @@ def _largest_float(dtype: ir.DataType) -> float:
     return float(finfo(dtype.numpy()).max)
 
 
-def _spread(node: ir.Node, bound: np.ndarray[Any, Any], x: ir.Value) -> np.ndarray[Any, Any]:
+def _bounds_like(x: Expr, bound: np.ndarray[Any, Any], axis: int, block_size: int) -> np.ndarray[Any, Any]:
     """One bound a tensor, an axis or a block of an axis, in a shape that broadcasts to x."""
-    rank = len(shape_of(x))
-    axis = attribute(node, "axis", 1)
     if bound.size == 1:
         return bound.reshape(-1)
     if bound.ndim == 1:
-        return bound.reshape(-1, *[1] * (rank - 1 - axis % rank))
-    block = attribute(node, "block_size", 0)
-    length = shape_of(x)[axis]
-    if not block or isinstance(length, str):
+        return bound.reshape(-1, *[1] * (x.rank - 1 - axis % x.rank))
+    length = x.shape[axis]
+    if not block_size or isinstance(length, str):
         raise Unsupported("its scales have several axes")
-    repeated: np.ndarray[Any, Any] = np.repeat(bound, block, axis=axis)
+    repeated: np.ndarray[Any, Any] = np.repeat(bound, block_size, axis=axis)
     return repeated.take(range(length), axis=axis)

@@ -1,18 +1,8 @@
-"""What onnxruntime's CPU keeps in its blocked layout, for the target ``cpu``.
+"""What onnxruntime's CPU keeps in its NCHWc layout.
 
 onnxruntime runs convolutions on tensors whose channels are stored in blocks (NCHWc), and keeps that layout
-through the operators in :data:`BLOCKED_OPERATORS`. Any other operator reorders the tensor out, and the next
-convolution reorders it in again. So for this target, in the backward (:mod:`.blocked`):
-
-1. a mask is written with depthwise 1×1 convolutions, whose Clip or LeakyRelu runs in the same loop, not with
-   a comparison;
-2. a gradient that arrives in the plain layout and meets a blocked one is passed through a 1×1 MaxPool: an
-   identity that enters the blocked layout;
-3. what is broadcast over an image is repeated by a nearest Resize, and a sum over the image is a global
-   average pool: squeeze-and-excitation stays blocked;
-4. what a pool's taps read at a stride is read by a depthwise convolution.
-
-The forward passes are rewritten likewise (``blocked_*.py`` in :mod:`sad_export.passes`).
+through the operators in :data:`NCHWC_OPERATORS`. Any other operator reorders the tensor out, and the next
+convolution reorders it in again.
 """
 
 from __future__ import annotations
@@ -29,7 +19,7 @@ _ENTERING = frozenset(("Conv", "MaxPool", "AveragePool"))
 _KEEPING = frozenset(
     ("Add", "Sum", "Mul", "Relu", "LeakyRelu", "Sigmoid", "Tanh", "Clip", "BatchNormalization")
 ) | {"Concat", "GlobalAveragePool", "Resize"}
-BLOCKED_OPERATORS = _ENTERING | _KEEPING
+NCHWC_OPERATORS = _ENTERING | _KEEPING
 """onnxruntime's NchwcTransformer, as of 1.31."""
 
 
@@ -41,14 +31,14 @@ NEAREST: dict[str, Any] = {
 """Attributes of a Resize that repeats elements."""
 
 
-class BlockedLayout:
-    """Predicts which values of a graph are in the blocked layout."""
+class Layout:
+    """Predicts which values of a graph are in NCHWc."""
 
     def __init__(self) -> None:
         self._known: dict[ir.Value, bool] = {}
 
     def holds(self, value: ir.Value) -> bool:
-        """Whether onnxruntime will have this value in the blocked layout."""
+        """Whether onnxruntime will have this value in NCHWc."""
         # Without recursion: the chain from the image to the last gradient is thousands of nodes long.
         stack = [value]
         while stack:
@@ -68,9 +58,9 @@ class BlockedLayout:
         return self._known[value]
 
     def _deciding_inputs(self, value: ir.Value) -> list[ir.Value] | None:
-        """The inputs that must be blocked for ``value`` to be; ``None`` if it cannot be."""
+        """The inputs that must be in NCHWc for ``value`` to be; ``None`` if it cannot be."""
         node = value.producer()
-        if node is None or not could_be_blocked(value):
+        if node is None or not could_be_nchwc(value):
             return None
         if node.op_type == "Conv":
             return [] if _conv_enters(node) else None
@@ -105,7 +95,7 @@ def _conv_enters(node: ir.Node) -> bool:
     return depthwise or (inputs % BLOCK == 0 and outputs // group % BLOCK == 0)
 
 
-def could_be_blocked(value: ir.Value) -> bool:
+def could_be_nchwc(value: ir.Value) -> bool:
     """Whether the shape allows it: (N, C, H, W) float32 with whole blocks of channels."""
     shape = value.shape
     if shape is None or len(shape) != 4 or value.dtype != ir.DataType.FLOAT:

@@ -1,4 +1,4 @@
-"""Keep what is broadcast over an image in onnxruntime's blocked layout (:mod:`sad_export.gradient.layout`).
+"""Keep what is broadcast over an image in onnxruntime's NCHWc layout.
 
 1. ReduceMean over height and width of a blocked value becomes GlobalAveragePool.
 2. x · g, of a blocked (N, C, H, W) and an (N, C, 1, 1), becomes x · Resize(g), of equal shapes.
@@ -12,28 +12,27 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from ..gradient.layout import NEAREST, BlockedLayout
-from ..gradient.rules import attribute
-from ..gradient.values import constant_array
-from ..initializers import initializer
+from ...graph.initializers import initializer
+from ...graph.nodes import attribute
+from ...graph.values import constant_array
+from .layout import NEAREST, Layout
 
 
-class BlockedBroadcastPass(ir.passes.InPlacePass):
+class NchwcBroadcastPass(ir.passes.InPlacePass):
     """See the module; for the target ``cpu``. The graph is in topological order and has shapes."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrite in place."""
-        layout = BlockedLayout()
+        layout = Layout()
         rewritten = [
             node
             for node in list(model.graph)
-            if node.domain in ("", "ai.onnx")
-            and (_averages(node, layout) or _scales(model.graph, node, layout))
+            if node.domain == "" and (_averages(node, layout) or _scales(model.graph, node, layout))
         ]
         return ir.passes.PassResult(model, modified=bool(rewritten))
 
 
-def _averages(node: ir.Node, layout: BlockedLayout) -> bool:
+def _averages(node: ir.Node, layout: Layout) -> bool:
     """Rule 1."""
     if node.op_type != "ReduceMean" or not attribute(node, "keepdims", 1):
         return False
@@ -47,7 +46,7 @@ def _averages(node: ir.Node, layout: BlockedLayout) -> bool:
     return True
 
 
-def _scales(graph: ir.Graph, node: ir.Node, layout: BlockedLayout) -> bool:
+def _scales(graph: ir.Graph, node: ir.Node, layout: Layout) -> bool:
     """Rule 2."""
     if node.op_type != "Mul":
         return False

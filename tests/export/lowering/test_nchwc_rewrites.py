@@ -11,7 +11,7 @@ import onnx_ir as ir
 import pytest
 from differentiate import forward_model, node, run
 
-from sad_export.passes import BlockedAffinePass, BlockedBroadcastPass, BlockedGroupsPass
+from sad_export.lowering.nchwc import NchwcAffinePass, NchwcBroadcastPass, NchwcGroupsPass
 
 RNG = np.random.default_rng(12)
 KERNEL = RNG.normal(size=(32, 3, 3, 3))
@@ -50,7 +50,7 @@ def test_an_affine_of_each_channel_becomes_a_depthwise_convolution(
         pairs = tuple(pair[::-1] for pair in pairs)  # type: ignore[assignment]
     nodes = [node("Mul", pairs[0], ["m"]), node("Add", pairs[1], ["r"]), node("Relu", ["r"])]
     after, modified = rewritten(
-        BlockedAffinePass(), nodes, {"s": SCALE.reshape(shape), "t": OFFSET.reshape(shape)}
+        NchwcAffinePass(), nodes, {"s": SCALE.reshape(shape), "t": OFFSET.reshape(shape)}
     )
     assert modified
     assert operators(after) == ["Conv", "Conv", "Relu"]
@@ -76,7 +76,7 @@ def test_an_affine_of_each_channel_becomes_a_depthwise_convolution(
 def test_other_affines_are_left_alone(nodes: list[onnx.NodeProto], constants: dict[str, Any]) -> None:
     if constants["t"].shape == (1, 32, 1):
         constants["t"] = RNG.normal(size=(1, 6, 1))  # of each row, in the shape of an affine of channels
-    after, modified = rewritten(BlockedAffinePass(), nodes, constants)
+    after, modified = rewritten(NchwcAffinePass(), nodes, constants)
     assert not modified
     assert operators(after) == ["Conv", *(n.op_type for n in nodes)]
 
@@ -93,7 +93,7 @@ def test_squeeze_and_excitation_is_pooled_and_repeated(opset: int, gate_first: b
     product = ["q", "a"] if gate_first else ["a", "q"]
     nodes = [mean, node("Conv", ["p", "g"], ["l"]), node("Sigmoid", ["l"], ["q"]), node("Mul", product)]
     constants = GATE if axes else {**GATE, "axes": np.array([-1, 2])}
-    after, modified = rewritten(BlockedBroadcastPass(), nodes, constants, opset=opset)
+    after, modified = rewritten(NchwcBroadcastPass(), nodes, constants, opset=opset)
     assert modified
     assert operators(after) == ["Conv", "GlobalAveragePool", "Conv", "Sigmoid", "Resize", "Mul"]
 
@@ -111,7 +111,7 @@ def test_squeeze_and_excitation_is_pooled_and_repeated(opset: int, gate_first: b
 def test_other_means_and_products_are_left_alone(
     nodes: list[onnx.NodeProto], constants: dict[str, Any]
 ) -> None:
-    after, modified = rewritten(BlockedBroadcastPass(), nodes, constants)
+    after, modified = rewritten(NchwcBroadcastPass(), nodes, constants)
     assert not modified
     assert operators(after) == ["Conv", *(n.op_type for n in nodes)]
 
@@ -121,7 +121,7 @@ def test_other_means_and_products_are_left_alone(
 def test_narrow_groups_are_widened_to_whole_blocks(width: int, stride: int) -> None:
     w = RNG.normal(size=(32, width, 3, 3))
     conv = node("Conv", ["a", "w", "b"], group=32 // width, strides=[stride, stride], pads=[1] * 4)
-    after, modified = rewritten(BlockedGroupsPass(), [conv], {"w": w, "b": RNG.normal(size=32)})
+    after, modified = rewritten(NchwcGroupsPass(), [conv], {"w": w, "b": RNG.normal(size=32)})
     assert modified
     (attribute,) = [a.i for a in after.graph.node[1].attribute if a.name == "group"]
     assert attribute == 2
@@ -134,6 +134,6 @@ def test_narrow_groups_are_widened_to_whole_blocks(width: int, stride: int) -> N
 )
 def test_other_groups_are_left_alone(weight: tuple[int, ...], group: int) -> None:
     conv = node("Conv", ["a", "w"], group=group)
-    after, modified = rewritten(BlockedGroupsPass(), [conv], {"w": RNG.normal(size=weight)})
+    after, modified = rewritten(NchwcGroupsPass(), [conv], {"w": RNG.normal(size=weight)})
     assert not modified
     assert len(after.graph.initializer) == 2

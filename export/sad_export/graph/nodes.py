@@ -1,0 +1,49 @@
+"""What may be asked of a node of a graph."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from .values import Unsupported, constant_array
+
+
+def operand(node: ir.Node, index: int) -> ir.Value:
+    """An input that the operator requires."""
+    value = node.inputs[index]
+    assert value is not None, f"{node.op_type} {node.name!r} lacks its input {index}"
+    return value
+
+
+def constant_operand(node: ir.Node, index: int, what: str) -> np.ndarray[Any, Any] | None:
+    """The numbers of an input, ``None`` if it is absent.
+
+    Raises:
+        Unsupported: It is computed in the graph.
+    """
+    value = node.inputs[index] if index < len(node.inputs) else None
+    if value is None:
+        return None
+    if (array := constant_array(value)) is None:
+        raise Unsupported(f"its {what} are computed in the graph")
+    return array
+
+
+def sole_reader(value: ir.Value) -> ir.Node | None:
+    """The one node of the graph that reads a value; ``None`` if there are several, or none."""
+    # Nodes that are being written belong to no graph yet.
+    readers = [use.node for use in value.uses() if use.node.graph is not None]
+    return readers[0] if len(readers) == 1 and not value.is_graph_output() else None
+
+
+def attribute(node: ir.Node, name: str, default: Any) -> Any:
+    """An attribute's value, or the operator's default."""
+    found = node.attributes.get(name)
+    if found is None:
+        return default
+    value = found.value
+    if isinstance(value, ir.TensorProtocol):
+        return value.numpy()
+    return tuple(value) if isinstance(value, (list, tuple)) else value
