@@ -100,7 +100,7 @@ def window_axes(node: ir.Node, kernel: Sequence[int]) -> list[Axis]:
             total = max(0, (out - 1) * s + (k - 1) * d + 1 - size)
             begin = total // 2 if auto_pad == "SAME_UPPER" else total - total // 2
             end = total - begin
-        if (out - 1) * s >= size + begin:
+        if attribute(node, "ceil_mode", 0) and (out - 1) * s >= size + begin:
             raise Unsupported("ceil_mode with a window that lies wholly in padding")
         axes.append(Axis(size, out, k, s, d, begin, end))
     return axes
