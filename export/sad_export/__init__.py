@@ -3,9 +3,29 @@
 May import onnx, onnx-ir, numpy and ``sad_runtime``; never torch.
 """
 
+from .defend import ForwardExport, defend
 from .input_gradient import input_gradient, unsupported_nodes
+from .job import GraphOptions
 from .model import GraphError
-from .tensorrt import EngineInfo, build_engine
+from .tensorrt import BuildOptions, EngineCache, EngineInfo, EngineRequest, build_engine
 from .two_pass import two_pass
+from .verify import VerificationError
+from .write_gradient import GradientExport, write_gradient
 
-__all__ = ["EngineInfo", "GraphError", "build_engine", "input_gradient", "two_pass", "unsupported_nodes"]
+__all__ = [
+    "BuildOptions",
+    "EngineCache",
+    "EngineInfo",
+    "EngineRequest",
+    "ForwardExport",
+    "GradientExport",
+    "GraphError",
+    "GraphOptions",
+    "VerificationError",
+    "build_engine",
+    "defend",
+    "input_gradient",
+    "two_pass",
+    "unsupported_nodes",
+    "write_gradient",
+]

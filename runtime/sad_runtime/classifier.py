@@ -76,6 +76,14 @@ class Classifier:
         opened = open_backend(opened_bundle, choice, precision=precision, tf32=tf32, notice=notice)
         return cls(opened_bundle, opened)
 
+    def __repr__(self) -> str:
+        manifest = self.manifest
+        channels, height, width = manifest.preprocessing.shape
+        return (
+            f"<Classifier of {self.bundle.root}: {manifest.model.name}, {self._classes} classes, "
+            f"images {channels}×{height}×{width}, η = {manifest.defence.eta:g}, on {self.backend_name}>"
+        )
+
     @property
     def manifest(self) -> Manifest:
         """What the bundle says."""
@@ -117,12 +125,13 @@ class Classifier:
             pictures: What draws the saliency, for example an :class:`~sad_runtime.overlay.OverlayWriter`.
 
         Yields:
-            One row an image; for an image that cannot be used, a row with an error.
+            One row per image; for an image that cannot be used, a row with an error.
 
         Raises:
             BackendError: A batch could not be run.
             UserError: An option is out of range, a source does not exist, or a picture cannot be written.
         """
+        # Here, so that who predicts arrays does not pay for reading files.
         from .pipeline import Options, classify
         from .sources import open_sources
 

@@ -21,10 +21,11 @@ from typing import Protocol, Self
 import numpy as np
 import numpy.typing as npt
 
-from .backends.protocol import LOGITS, PLAIN_LOGITS, SALIENCY
-from .classifier import Classifier
+from .backends.protocol import LOGITS, PLAIN_LOGITS, SALIENCY, Backend
 from .devices import available_cores
 from .errors import ImageError, UserError
+from .manifest import Manifest
+from .prediction import Prediction
 from .preprocess import Loaded, load
 from .results.answers import answered
 from .results.row import Failure, Row
@@ -32,6 +33,25 @@ from .sources import FileItem, Item, Stamp
 
 _SECONDS_FOR_SOURCE = 1.0
 """How long the end waits for a source that does not answer, standard input for example."""
+
+
+class Model(Protocol):
+    """What a pipeline asks of a :class:`~sad_runtime.classifier.Classifier`, which is built on top of it.
+
+    Attributes:
+        manifest: How images are prepared, and the classes' names.
+        backend: Says which outputs there are.
+    """
+
+    @property
+    def manifest(self) -> Manifest: ...
+
+    @property
+    def backend(self) -> Backend: ...
+
+    def predict_checked(self, images: npt.NDArray[np.float32], *, outputs: Sequence[str]) -> Prediction:
+        """Classify (N, C, H, W) contiguous images in [0, 1]."""
+        ...
 
 
 class Pictures(Protocol):
@@ -87,7 +107,7 @@ class Options:
 
 
 def classify(
-    classifier: Classifier, items: Iterable[Item | str | os.PathLike[str]], options: Options | None = None
+    classifier: Model, items: Iterable[Item | str | os.PathLike[str]], options: Options | None = None
 ) -> Generator[list[Row], None, None]:
     """Classify images; a :class:`Pipeline` as a generator, which ends its threads when it is closed.
 
@@ -123,7 +143,7 @@ class Pipeline:
     """
 
     def __init__(
-        self, classifier: Classifier, items: Iterable[Item | str | os.PathLike[str]], options: Options
+        self, classifier: Model, items: Iterable[Item | str | os.PathLike[str]], options: Options
     ) -> None:
         workers = options.workers or available_cores()
         self._classifier = classifier

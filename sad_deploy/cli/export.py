@@ -158,11 +158,6 @@ def export(
         raise UserError(
             "--trt builds its engine from the portable graph", hint="leave out --target cpu, or --trt"
         )
-    chosen = (
-        precision.value,
-        saliency_precision.value if saliency_precision else None,
-        ranges.value if ranges else None,
-    )
     bare_only = {
         "--eta": eta, "--normalization": normalization, "--mean": mean, "--std": std,
         "--images": images, "--logits": logits, "--out": out,
@@ -173,16 +168,17 @@ def export(
                 f"a bare graph needs --eta: {source} says nothing of it", hint="for example --eta 0.05"
             )
         require("onnx_ir", extra="export", need="sad-deploy export")
-        from sad_export.export_forward import engine_beside, export_forward
-        from sad_export.precision import Variant
+        from sad_export import GraphOptions, defend
+        from sad_export.defend import engine_files
         from sad_runtime.tensorrt import Flavor
 
-        variant = Variant.of(*chosen)
+        options = GraphOptions(precision, saliency_precision, ranges, target, dgrad, allow_inaccurate)
+        variant = options.variant
         out = out or source.with_name(variant.suffixed(f"{source.stem}.sad.onnx"))
         refuse_same_file(source, out)
         if images is None and source.is_file():
             print_warning("verifying on noise: give a folder of real images with --images")
-        made = export_forward(
+        made = defend(
             source,
             out,
             eta=eta,
@@ -191,10 +187,7 @@ def export(
             std=_numbers(std, "--std"),
             images=images,
             logits=logits,
-            dgrad=dgrad.value,
-            target=target.value,
-            variant=variant,
-            allow_inaccurate=allow_inaccurate,
+            options=options,
             engine=engine_options.request() if trt else None,
             status=print_status,
             notice=print_note,
@@ -206,24 +199,21 @@ def export(
         _print_written(str(made.graph), made.bytes, made.shortfalls)
         info = made.engine
         for each in Flavor:
-            stale = engine_beside(out, each)
+            stale, _ = engine_files(out, each)
             if stale.exists() and (info is None or each != info.flavor):
                 print_warning(f"{stale} is of an earlier graph: build it again with --trt, or delete it")
     else:
         if given := [name for name, value in bare_only.items() if value is not None]:
             raise UserError(f"a bundle brings its own {', '.join(given)}: only for a bare forward.onnx")
-        options = engine_options if trt else None
-        info = _export_bundle(source, dgrad.value, target.value, chosen, allow_inaccurate, options)
+        words = (precision, saliency_precision, ranges, target, dgrad, allow_inaccurate)
+        info = _export_bundle(source, words, engine_options if trt else None)
     if info is not None:
         _print_engine(info)
 
 
 def _export_bundle(
     source: Path,
-    dgrad: str,
-    target: str,
-    chosen: tuple[str, str | None, str | None],
-    allow_inaccurate: bool,
+    words: tuple[Precision, Precision | None, Ranges | None, Target, ConvGradient, bool],
     engine: EngineOptions | None,
 ) -> EngineInfo | None:
     from sad_runtime.bundle import Bundle
@@ -231,26 +221,25 @@ def _export_bundle(
     bundle = Bundle.open(source)
     require("torch", extra="calibrate", need="sad-deploy export of a bundle")
     require("onnx_ir", extra="calibrate", need="sad-deploy export of a bundle")
-    from sad_export.precision import Variant
+    from sad_export import GraphOptions
 
-    from ..deployment import export_bundle
+    from ..export_bundle import export_bundle
+
+    options = GraphOptions(*words)
 
     with interruptible(f"{source} is unchanged"):
         exported = export_bundle(
             bundle,
-            dgrad=dgrad,
-            target=target,
-            variant=Variant.of(*chosen),
-            allow_inaccurate=allow_inaccurate,
+            options=options,
             engine=engine.request() if engine else None,
             status=print_status,
         )
     for graph in exported.graphs:
-        name = f"{source}/{graph.file}"
+        name = f"{source}/{graph.entry.file}"
         _print_figures(f"{name} against PyTorch", graph.verification.as_dict())
         _print_written(name, graph.bytes, graph.shortfalls)
     for engine_file in exported.removed:
-        again = "--trt" if target != "cpu" else "an export with --trt and without --target cpu"
+        again = "--trt" if options.target != "cpu" else "an export with --trt and without --target cpu"
         print_warning(f"removed {engine_file}, of the earlier graph; {again} builds a new one")
     return exported.engine
 

@@ -9,7 +9,6 @@ import typer
 
 from sad_runtime.choices import ConvGradient, Target
 from sad_runtime.extras import require
-from sad_runtime.files import Destination, written_whole
 
 from .console import print_note, print_status
 from .export import refuse_same_file
@@ -35,19 +34,12 @@ def gradient(
     Standard operators only, with a dynamic batch if the classifier has one.
     """
     require("onnx_ir", extra="export", need="sad-deploy gradient")
-    from sad_export import input_gradient
-    from sad_export.model import save_graph
-    from sad_export.verify_gradient import verify_gradient
+    from sad_export import write_gradient
 
     out = out or forward.with_suffix(".gradient.onnx")
-    Destination.of(out).check()
     refuse_same_file(forward, out)
-    graph = input_gradient(forward, logits=logits, dgrad=dgrad.value, target=target.value, notice=print_note)
-    with written_whole(out, regular=False) as draft:
-        save_graph(graph, draft)
-        verify_gradient(draft, forward, logits=logits)
-        size = draft.stat().st_size
+    made = write_gradient(forward, out, logits=logits, conv_gradient=dgrad, target=target, notice=print_note)
     print_status(
-        f"{out}: {size / 1e6:.2f} MB, run and compared with {forward}; "
+        f"{out}: {made.bytes / 1e6:.2f} MB, run and compared with {forward}; "
         "outputs logits (N, K) and gradient, shaped as the image"
     )

@@ -13,7 +13,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from sad_export import input_gradient, two_pass
-from sad_export.export_forward import export_forward
+from sad_export.defend import defend
 from sad_export.model import GraphError
 from sad_export.verify import VerificationError
 from sad_export.verify_forward import ForwardVerification, verify_forward
@@ -168,7 +168,7 @@ def test_export_of_probabilities_is_verified_against_the_files_own_logits(tmp_pa
     forward = tmp_path / "probabilities.onnx"
     onnx.save(classifier(*TAILS["softmax"]), forward)
     said: list[str] = []
-    made = export_forward(forward, tmp_path / "sad.onnx", eta=0.05, notice=said.append)
+    made = defend(forward, tmp_path / "sad.onnx", eta=0.05, notice=said.append)
     assert made.verification.slope_error < 0.05
     assert made.verification.zero_saliencies == 0
     assert len(said) == 1

@@ -112,6 +112,13 @@ def test_loaded_bundle_names_its_backend_and_manifest(bundle_folder: Path) -> No
         assert classifier.manifest.classes[0] == "class 0"
 
 
+def test_repr_says_what_the_classifier_is(bundle_folder: Path) -> None:
+    with Classifier.load(bundle_folder, backend="cpu") as classifier:
+        shown = repr(classifier)
+    expected = "tests.linear, 4 classes, images 3×8×8, η = 0.3, on cpu>"
+    assert shown == f"<Classifier of {bundle_folder}: {expected}"
+
+
 def test_closing_twice_is_harmless(bundle_folder: Path) -> None:
     classifier = Classifier.load(bundle_folder)
     classifier.close()

@@ -10,7 +10,6 @@ from sad_runtime.tensorrt import EngineInfo, Flavor, load_tensorrt
 
 from .build import NEED, build_engine, check_batch
 from .cache import EngineCache
-from .errors import UnbuildableError
 from .flavors import choose_flavor
 from .options import BuildOptions, check_options
 
@@ -55,14 +54,3 @@ class EngineRequest:
             cache=self.cache,
             log=self.log,
         )
-
-
-def may_build_with_conv(error: UnbuildableError, *, graph_dgrad: str, asked: str) -> bool:
-    """Whether a graph that did not build is worth writing again with ``--dgrad conv``.
-
-    Args:
-        error: Why it did not build.
-        graph_dgrad: How the graph was written.
-        asked: What the user asked for; only ``auto`` leaves the choice.
-    """
-    return asked == "auto" and graph_dgrad != "conv" and error.operator in (None, "ConvTranspose")

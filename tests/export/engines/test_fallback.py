@@ -1,4 +1,4 @@
-"""``--dgrad auto`` writes the graph again with ``conv`` where TensorRT has no kernel; nothing else does."""
+"""``--conv-gradient auto`` falls back to ``conv`` where TensorRT has no kernel; nothing else does."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import pytest
 from models import forward_onnx, small_cnn
 from without_deconvolution import without_deconvolution
 
-from sad_export.export_forward import export_forward
+from sad_export.defend import defend
+from sad_export.job import GraphOptions
 from sad_export.tensorrt import BuildOptions, EngineRequest, UnbuildableError
 from sad_runtime.bundle.read import sha256
 
@@ -35,10 +36,10 @@ def _without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_auto_is_written_again_with_conv_and_verified(forward: Path, tmp_path: Path) -> None:
     said: list[str] = []
     out = tmp_path / "out.onnx"
-    made = export_forward(forward, out, eta=0.1, engine=REQUEST, status=said.append)
-    assert made.dgrad == "conv"
+    made = defend(forward, out, eta=0.1, engine=REQUEST, status=said.append)
+    assert made.conv_gradient == "conv"
     assert made.verification.slope_error < 0.05
-    (line,) = [line for line in said if "--dgrad conv instead" in line]
+    (line,) = [line for line in said if "--conv-gradient conv instead" in line]
     assert "at node 'backward/ConvTranspose" in line
     graph = onnx.load(str(out))
     assert "ConvTranspose" not in {node.op_type for node in graph.graph.node}
@@ -48,9 +49,15 @@ def test_auto_is_written_again_with_conv_and_verified(forward: Path, tmp_path: P
 
 
 @pytest.mark.usefixtures("_without_kernels")
-def test_a_dgrad_that_was_asked_for_never_falls_back(forward: Path, tmp_path: Path) -> None:
+def test_a_conv_gradient_that_was_asked_for_never_falls_back(forward: Path, tmp_path: Path) -> None:
     with pytest.raises(UnbuildableError, match="no kernel for operation backward/ConvTranspose"):
-        export_forward(forward, tmp_path / "o.onnx", eta=0.1, dgrad="convtranspose", engine=REQUEST)
+        defend(
+            forward,
+            tmp_path / "o.onnx",
+            eta=0.1,
+            options=GraphOptions(conv_gradient="convtranspose"),
+            engine=REQUEST,
+        )
     assert [path.name for path in tmp_path.iterdir()] == ["forward.onnx"]
 
 
@@ -59,6 +66,6 @@ def test_a_failure_elsewhere_does_not_fall_back(forward: Path, tmp_path: Path) -
     said: list[str] = []
     request = EngineRequest(flavor="rtx", options=BuildOptions(targets=("sm_75",)))
     with pytest.raises(UnbuildableError, match="FP32 GEMM"):
-        export_forward(forward, tmp_path / "o.onnx", eta=0.1, engine=request, status=said.append)
+        defend(forward, tmp_path / "o.onnx", eta=0.1, engine=request, status=said.append)
     assert not [line for line in said if "conv" in line]
     assert [path.name for path in tmp_path.iterdir()] == ["forward.onnx"]

@@ -1,0 +1,270 @@
+"""Export a calibrated bundle: fold, ONNX, two-pass graph, verification on real images, engine, new bundle."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from torch import nn
+
+from sad_export.job import GraphOptions, Made, write_and_build
+from sad_export.precision import FP32, Variant, write_verified
+from sad_export.tensorrt import EngineRequest
+from sad_export.tolerances import TOLERANCES
+from sad_export.two_pass import two_pass
+from sad_export.verify import Array, Verification
+from sad_runtime.bundle import Bundle, write_bundle
+from sad_runtime.bundle.write import Draft
+from sad_runtime.errors import BundleError
+from sad_runtime.manifest import Engine, Graph, Manifest
+from sad_runtime.tensorrt import EngineInfo, Flavor
+
+from .calibrated import load_calibrated, load_samples
+from .classifier import SADClassifier, standardized
+from .fold import fold_batchnorm
+from .to_onnx import to_onnx
+
+GRAPH_FILE = "model.onnx"
+"""Name of the float32 graph; other precisions are put before the suffix: ``model.fp16.onnx``."""
+
+_REFERENCE_BATCH = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportedGraph:
+    """One graph that an export wrote.
+
+    Attributes:
+        entry: What the manifest says of it.
+        verification: Its figures against PyTorch.
+        bytes: Its size.
+        shortfalls: The figures outside their tolerance; empty unless ``allow_inaccurate`` kept it.
+    """
+
+    entry: Graph
+    verification: Verification
+    bytes: int
+    shortfalls: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Exported:
+    """What an export made.
+
+    Attributes:
+        bundle: The new bundle, verified.
+        graphs: What was written, float32 first.
+        engine: The engine, if one was built.
+        removed: Engines of an earlier export of the same precision that were not built again.
+    """
+
+    bundle: Bundle
+    graphs: tuple[ExportedGraph, ...]
+    engine: EngineInfo | None
+    removed: tuple[str, ...]
+
+
+def export_bundle(
+    bundle: Bundle,
+    *,
+    options: GraphOptions = GraphOptions(),  # noqa: B008 -- frozen
+    engine: EngineRequest | None = None,
+    status: Callable[[str], None] = lambda message: None,
+) -> Exported:
+    """Add the two-pass graph in one precision, and an engine if asked for, to a calibrated bundle.
+
+    The graph and the engines of an earlier export in the same precision are replaced; those of other
+    precisions stay. A bundle always has its float32 graph: it is written too where it is missing. Where no
+    engine can be built of ``conv_gradient="auto"``, graph and engine are written with ``conv``, and the
+    manifest says so.
+
+    Args:
+        bundle: As ``sad-deploy calibrate`` wrote it.
+        options: The form of the graph.
+        engine: What to build with TensorRT, if anything.
+        status: Called with what is being done.
+
+    Returns:
+        The figures, and the bundle that took the old one's place.
+
+    Raises:
+        UserError: Nothing was changed: no sample images, a model that cannot be exported or differentiated,
+            a verification below its tolerance, no TensorRT, a full disk.
+    """
+    # First what can be refused at once, then the work.
+    flavor = engine.check() if engine else None
+    source = _Source.of(bundle, status)
+    old = source.manifest
+    forms = [options]
+    if not options.variant.is_fp32 and all(graph.precision != FP32.label for graph in old.graphs):
+        forms.insert(0, GraphOptions(target=options.target, conv_gradient=options.conv_gradient))
+    replaced = {form.variant.label for form in forms}
+    old_engines = [each for each in old.engines if each.precision in replaced]
+    stale = {graph.file for graph in old.graphs if graph.precision in replaced}
+    stale |= {file for each in old_engines for file in (each.file, each.sidecar)}
+    with write_bundle(bundle.root) as draft:
+        draft.keep(bundle, *(name for name in old.files if name not in stale))
+        wanted = _WantedEngine(engine, flavor, draft) if engine and flavor else None
+        made = [source.write(draft, form, wanted if form is options else None) for form in forms]
+        engines = [each for each in old.engines if each not in old_engines]
+        if wanted is not None:
+            engines.append(wanted.entry(options.variant))
+        else:
+            engines += _keep_fitting(draft, bundle, old_engines)
+        draft.manifest = dataclasses.replace(
+            old, graphs=_merged(old.graphs, made), engines=tuple(engines), files={}
+        )
+    files = {each.file for each in engines}
+    return Exported(
+        Bundle.open(bundle.root),
+        tuple(each.figures for each in made),
+        made[-1].engine,
+        tuple(each.file for each in old_engines if each.file not in files),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _WantedEngine:
+    """Which engine a bundle gets, and where."""
+
+    request: EngineRequest
+    flavor: Flavor
+    draft: Draft
+
+    def entry(self, variant: Variant) -> Engine:
+        """What the manifest says of it."""
+        graph = variant.suffixed(GRAPH_FILE)
+        plan = f"engines/{Path(graph).stem}.{self.flavor}"
+        return Engine(f"{plan}.plan", f"{plan}.json", graph, self.flavor.value, variant.label)
+
+    def build(self, variant: Variant, status: Callable[[str], None]) -> EngineInfo:
+        """Build it of the graph in the draft."""
+        status(f"building the TensorRT engine ({self.flavor})")
+        entry = self.entry(variant)
+        return self.request.build(self.draft.root / entry.graph, self.draft.path(entry.file))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Source:
+    """What the graphs of a bundle are written from, and compared with.
+
+    Attributes:
+        forward: The folded network.
+        manifest: Everything that calibration decided.
+        images: The bundle's real ones.
+        reference: What PyTorch says of them.
+        status: Called with what is being done.
+    """
+
+    forward: onnx.ModelProto
+    manifest: Manifest
+    images: Array
+    reference: dict[str, Array]
+    status: Callable[[str], None]
+
+    @classmethod
+    def of(cls, bundle: Bundle, status: Callable[[str], None]) -> _Source:
+        """Load a bundle's network.
+
+        Raises:
+            UserError: It has no sample images, or cannot be exported.
+        """
+        images = sample_images(bundle)
+        model, manifest = load_calibrated(bundle)
+        status("exporting the folded network to ONNX")
+        forward = to_onnx(fold_batchnorm(model), manifest.preprocessing.shape)
+        return cls(forward, manifest, images, torch_reference(model, manifest, images), status)
+
+    def write(self, draft: Draft, form: GraphOptions, wanted: _WantedEngine | None) -> Made[ExportedGraph]:
+        """One graph, and an engine of it if one is wanted.
+
+        Raises:
+            UserError: It cannot be written or built, or differs from PyTorch.
+        """
+        build = functools.partial(wanted.build, form.variant, self.status) if wanted else None
+        return write_and_build(functools.partial(self._verified, draft, form), build, form, self.status)
+
+    def _verified(self, draft: Draft, form: GraphOptions, conv_gradient: str) -> ExportedGraph:
+        variant = form.variant
+        path = draft.path(variant.suffixed(GRAPH_FILE))
+        graph = self._two_pass(conv_gradient, variant.graph_target(form.target))
+        self.status(f"verifying {path.name} against PyTorch on {len(self.images)} real images")
+        figures = write_verified(
+            graph,
+            path,
+            variant,
+            self.images,
+            self.reference,
+            target=form.target,
+            allow_inaccurate=form.allow_inaccurate,
+        )
+        entry = Graph(path.name, variant.label, conv_gradient, form.target, figures.as_dict())
+        shortfalls = tuple(figures.shortfalls(TOLERANCES[variant.lowest]))
+        return ExportedGraph(entry, figures, path.stat().st_size, shortfalls)
+
+    def _two_pass(self, conv_gradient: str, target: str) -> onnx.ModelProto:
+        """The float32 graph, with everything that calibration decided."""
+        defence, space = self.manifest.defence, self.manifest.input_space
+        return two_pass(
+            self.forward,
+            eta=defence.eta,
+            normalization=defence.normalization,
+            clip=defence.bounds(space),
+            dgrad=conv_gradient,
+            target=target,
+            mean=space.mean,
+            std=space.std,
+            notice=_refuse,
+        )
+
+
+def _keep_fitting(draft: Draft, bundle: Bundle, engines: Sequence[Engine]) -> list[Engine]:
+    """Take over the engines whose graph was written again as it was: they are still its engines."""
+    kept = [each for each in engines if draft.has(each.graph, bundle.manifest.files[each.graph])]
+    draft.keep(bundle, *(file for each in kept for file in (each.file, each.sidecar)))
+    return kept
+
+
+def _merged(old: Sequence[Graph], made: Sequence[Made[ExportedGraph]]) -> tuple[Graph, ...]:
+    """All graphs, the float32 one first; what was made takes the place of its like."""
+    graphs = {graph.precision: graph for graph in (*old, *(each.figures.entry for each in made))}
+    return tuple(sorted(graphs.values(), key=lambda graph: (graph.precision != FP32.label, graph.file)))
+
+
+def _refuse(message: str) -> None:
+    """A calibrated network returned logits; another end than PyTorch's reference has would not fit it."""
+    raise BundleError(f"the bundle's network does not return logits: {message}", hint="calibrate it again")
+
+
+def sample_images(bundle: Bundle) -> Array:
+    """The real images that calibration put into the bundle: (N, C, H, W) float32 in [0, 1].
+
+    Raises:
+        BundleError: It has none, or they do not fit the manifest.
+    """
+    samples = load_samples(bundle)
+    if samples is None:
+        raise BundleError(
+            f"{bundle.root} holds no sample images, and an export is verified on real ones",
+            hint="calibrate again with --samples 64",
+        )
+    images: Array = samples.images.astype(np.float32) / np.float32(255)
+    return images
+
+
+def torch_reference(model: nn.Module, manifest: Manifest, images: Array) -> dict[str, Array]:
+    """What PyTorch's unfolded Φ1 says of the images: ``logits``, ``saliency``, ``plain_logits``."""
+    defence, space = manifest.defence, manifest.input_space
+    classifier = SADClassifier(
+        model, eta=defence.eta, normalization=defence.normalization, clip=defence.bounds(space)
+    )
+    parts = [
+        classifier.defend(standardized(torch.from_numpy(images[i : i + _REFERENCE_BATCH]), space))._asdict()
+        for i in range(0, len(images), _REFERENCE_BATCH)
+    ]
+    return {name: np.concatenate([part[name].numpy() for part in parts]) for name in parts[0]}
