@@ -192,7 +192,7 @@ class _Source:
     def _verified(self, draft: Draft, form: GraphOptions, conv_gradient: str) -> ExportedGraph:
         variant = form.variant
         path = draft.path(variant.suffixed(GRAPH_FILE))
-        graph = self._two_pass(conv_gradient, variant.graph_target(form.target))
+        graph = self._two_pass(conv_gradient, form)
         self.status(f"verifying {path.name} against PyTorch on {len(self.images)} real images")
         figures = write_verified(
             graph,
@@ -207,7 +207,7 @@ class _Source:
         shortfalls = tuple(figures.shortfalls(TOLERANCES[variant.lowest]))
         return ExportedGraph(entry, figures, path.stat().st_size, shortfalls)
 
-    def _two_pass(self, conv_gradient: str, target: str) -> onnx.ModelProto:
+    def _two_pass(self, conv_gradient: str, form: GraphOptions) -> onnx.ModelProto:
         """The float32 graph, with everything that calibration decided."""
         defence, space = self.manifest.defence, self.manifest.input_space
         return two_pass(
@@ -215,8 +215,9 @@ class _Source:
             eta=defence.eta,
             normalization=defence.normalization,
             clip=defence.bounds(space),
-            dgrad=conv_gradient,
-            target=target,
+            conv_gradient=conv_gradient,
+            target=form.target,
+            variant=form.variant,
             mean=space.mean,
             std=space.std,
             notice=_refuse,

@@ -153,8 +153,9 @@ class _Writer:
             mean=defence.mean,
             std=defence.std,
             logits=defence.logits,
-            dgrad=conv_gradient,
-            target=variant.graph_target(self.options.target),
+            conv_gradient=conv_gradient,
+            target=self.options.target,
+            variant=variant,
             notice=self.notice,
         )
         pixels = self._pixels(*_image_shape(graph, self.forward))

@@ -13,6 +13,7 @@ from typing import Generic, TypeVar
 from sad_runtime.choices import ConvGradient, Precision, Target, choose
 from sad_runtime.tensorrt import EngineInfo
 
+from .lowering import Lowering, lowering_for
 from .precision import Variant
 from .tensorrt import UnbuildableError
 
@@ -52,6 +53,16 @@ class GraphOptions:
         """The two precisions and the ranges."""
         return Variant.of(self.precision, self.saliency_precision, self.ranges)
 
+    @property
+    def lowering(self) -> Lowering:
+        """How the float32 graph is written."""
+        return lowering_for(
+            Target(self.target),
+            ConvGradient(self.conv_gradient),
+            precision=self.variant.precision,
+            saliency=self.variant.saliency,
+        )
+
 
 @dataclasses.dataclass(frozen=True)
 class Made(Generic[Figures]):
@@ -86,7 +97,7 @@ def write_and_build(
     Raises:
         UserError: As ``write`` raises it; or TensorRT refused the graph.
     """
-    chosen = options.variant.dgrad(options.conv_gradient)
+    chosen = options.lowering.conv_gradient
     figures = write(chosen)
     if build is None:
         return Made(chosen, figures, None)

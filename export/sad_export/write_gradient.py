@@ -50,7 +50,9 @@ def write_gradient(
         UserError: The graph or an argument cannot be used, or the check failed; nothing was written.
     """
     Destination.of(out).check()
-    graph = input_gradient(Path(forward), logits=logits, dgrad=conv_gradient, target=target, notice=notice)
+    graph = input_gradient(
+        Path(forward), logits=logits, conv_gradient=conv_gradient, target=target, notice=notice
+    )
     with written_whole(out, regular=False) as draft:
         save_graph(graph, draft)
         verify_gradient(draft, Path(forward), logits=logits)

@@ -53,8 +53,8 @@ def lower(
     """Write a two-pass graph in lower precision.
 
     Args:
-        model: As :func:`sad_export.two_pass` returns it, for the target ``portable``; for bf16 with
-            ``dgrad="conv"``, since TensorRT has no bf16 deconvolution. Not modified.
+        model: As :func:`sad_export.two_pass` returns it, for the target ``portable`` and this
+            variant. Not modified.
         variant: Which precisions.
         gradient_scales: Of :func:`gradient_scales`, for a backward in fp16.
         images: (N, C, H, W) float32 in [0, 1], real ones, for the ranges of int8.

@@ -35,7 +35,7 @@ def write_verified(
     The rounding form lies beside it meanwhile.
 
     Args:
-        graph: As :func:`sad_export.two_pass` returns it for ``variant.graph_target(target)``.
+        graph: As :func:`sad_export.two_pass` returns it for this variant and target.
         path: Where the graph goes; on an error it may hold a graph that failed.
         variant: Its precisions.
         images: (N, C, H, W) float32 in [0, 1], real ones; at least two.
