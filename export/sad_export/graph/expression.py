@@ -13,12 +13,10 @@ from typing import Any, TypeAlias
 import numpy as np
 import onnx_ir as ir
 
+from .operators import BOOLEAN, BROADCASTING
 from .values import Dim, Unsupported, broadcast, constant_array, dtype_of, ir_shape, shape_of, static, text_of
 
 Array = np.ndarray[Any, Any]
-
-_BOOLEAN = frozenset(("Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Equal", "And", "Or", "Xor", "Not"))
-_BROADCASTING = _BOOLEAN | {"Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Where"}
 
 
 class Builder:
@@ -75,11 +73,11 @@ class Builder:
         assert first is not None, f"{op_type} needs a first input"
         if shape is None:
             read = [shape_of(value) for value in operands if value is not None]
-            shape = broadcast(*read) if op_type in _BROADCASTING else read[0]
+            shape = broadcast(*read) if op_type in BROADCASTING else read[0]
         if dtype is None:
             chosen = operands[1] if op_type == "Where" else first
             assert chosen is not None
-            dtype = ir.DataType.BOOL if op_type in _BOOLEAN else dtype_of(chosen)
+            dtype = ir.DataType.BOOL if op_type in BOOLEAN else dtype_of(chosen)
         name = f"{self.prefix}/{op_type}_{len(self.nodes)}"
         output = ir.Value(name=name, shape=ir_shape(shape), type=ir.TensorType(dtype))
         converted = ir.convenience.convert_attributes(attributes)

@@ -25,21 +25,14 @@ import onnx
 import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 
+from ..graph.operators import RANDOM
 from .window_sizes import WINDOWED, write_out_windows
 
 Array = np.ndarray[Any, Any]
 
 # Unequal, and unlikely to be the length of anything else that is divided or compared.
 _BATCHES = (22, 26)
-_RANDOM = (
-    "RandomNormal",
-    "RandomUniform",
-    "RandomNormalLike",
-    "RandomUniformLike",
-    "Multinomial",
-    "Bernoulli",
-)
-_NEVER_FOLDED = frozenset(("DequantizeLinear", "Dropout", *_RANDOM))
+_NEVER_FOLDED = RANDOM | {"DequantizeLinear", "Dropout"}
 # Numbers that shape inference reads: shapes, axes, pads, scales.
 _SHAPE_SIZED = 256
 # A folded value may be this large whatever it was computed from.

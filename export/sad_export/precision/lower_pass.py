@@ -21,7 +21,7 @@ import onnx_ir as ir
 
 from sad_runtime.choices import Precision
 
-from .operators import EXACT, FLOAT32_INPUTS_FROM
+from ..graph.operators import EXACT, FLOAT32_INPUTS_FROM
 from .plan import Plan
 from .variant import DTYPES
 

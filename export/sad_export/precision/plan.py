@@ -28,8 +28,8 @@ import onnx_ir as ir
 
 from sad_runtime.choices import Precision
 
+from ..graph.operators import CLASSIFIED, FLOAT32_ONLY, MAXIMA, NOT_IN_BF16, SUMS, WITH_BIAS
 from ..graph.values import constant_array
-from .operators import FLOAT32_ONLY, MAXIMA, NOT_IN_BF16, SUMS, WITH_BIAS
 from .parts import Part, ancestors, parts_of
 from .variant import Variant
 
@@ -111,8 +111,10 @@ def _compares_floats(node: ir.Node) -> bool:
 
 def fragile(node: ir.Node, precision: Precision) -> str | None:
     """Why a node must stay float32, or None if it can be lowered."""
-    if node.domain not in ("", "ai.onnx"):
+    if node.domain != "":
         return "not a standard operator"
+    if node.op_type not in CLASSIFIED:
+        return "an operator of which nothing is known"
     if node.op_type in FLOAT32_ONLY:
         return "the operator is for float32"
     if node.op_type == "ArgMax":

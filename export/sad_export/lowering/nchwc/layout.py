@@ -1,8 +1,8 @@
 """What onnxruntime's CPU keeps in its NCHWc layout.
 
 onnxruntime runs convolutions on tensors whose channels are stored in blocks (NCHWc), and keeps that layout
-through the operators in :data:`NCHWC_OPERATORS`. Any other operator reorders the tensor out, and the next
-convolution reorders it in again.
+through the operators that enter or keep it (:mod:`sad_export.graph.operators`). Any other operator reorders
+the tensor out, and the next convolution reorders it in again.
 """
 
 from __future__ import annotations
@@ -11,17 +11,10 @@ from typing import Any
 
 import onnx_ir as ir
 
+from ...graph.operators import ENTERING_NCHWC, KEEPING_NCHWC
+
 BLOCK = 16
 """Channels a block with AVX-512; a divisor of it elsewhere."""
-
-# Those that enter the layout by themselves, and those that only keep it, if all their inputs have it.
-_ENTERING = frozenset(("Conv", "MaxPool", "AveragePool"))
-_KEEPING = frozenset(
-    ("Add", "Sum", "Mul", "Relu", "LeakyRelu", "Sigmoid", "Tanh", "Clip", "BatchNormalization")
-) | {"Concat", "GlobalAveragePool", "Resize"}
-NCHWC_OPERATORS = _ENTERING | _KEEPING
-"""onnxruntime's NchwcTransformer, as of 1.31."""
-
 
 NEAREST: dict[str, Any] = {
     "mode": "nearest",
@@ -64,9 +57,9 @@ class Layout:
             return None
         if node.op_type == "Conv":
             return [] if _conv_enters(node) else None
-        if node.op_type in _ENTERING:
+        if node.op_type in ENTERING_NCHWC:
             return []
-        if node.op_type not in _KEEPING:
+        if node.op_type not in KEEPING_NCHWC:
             return None
         inputs = [v for v in node.inputs if v is not None]
         if node.op_type in ("BatchNormalization", "Clip"):

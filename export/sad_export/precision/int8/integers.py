@@ -20,10 +20,11 @@ import numpy as np
 import onnx_ir as ir
 
 from ...graph.nodes import attribute
+from ...graph.operators import MOVING_CODES, WEIGHTED
 from ...graph.values import constant_array
 from ...verify import Array
 from .grid import Grid
-from .plan import MOVING, WEIGHTED, IntegerPlan, mask_of
+from .plan import IntegerPlan, mask_of
 from .writer import CodesWriter
 
 _LAST_AXIS = {0: 0, 1: 3, 2: 1, 3: 2}
@@ -88,7 +89,7 @@ def _in_codes(w: CodesWriter, plan: IntegerPlan, node: ir.Node) -> bool:
         operands = [w.condition(mask.condition), w.codes(mask.value), w.code(grid, grid.zero)]
         w.keep(output, w.emit("Where", operands, like=output, shape=w.last(output), dtype=grid.dtype))
         return True
-    if node.op_type in MOVING and _all_in_codes(w, node):
+    if node.op_type in MOVING_CODES and _all_in_codes(w, node):
         return _MOVERS.get(node.op_type, _plain)(w, node)
     if (condition := _CONDITIONS.get(node.op_type)) is not None:
         condition(w, node)  # beside the float one, which is dropped unless something else reads it

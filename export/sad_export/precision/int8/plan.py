@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 
+from ...graph.operators import AVERAGES, MOVING_CODES, WEIGHTED
 from ...graph.values import constant_array
 from ...verify import Array
 from ..parts import Part, parts_of
@@ -25,15 +26,6 @@ from .grid import Grid
 from .ranges import ACTIVATIONS, GRADIENTS, evaluated, measured_ranges
 
 _NEARLY = 0.99
-
-MOVING = frozenset(
-    {
-        *("Concat", "DepthToSpace", "Flatten", "Identity", "MaxPool", "Pad", "Reshape", "Slice"),
-        *("SpaceToDepth", "Split", "Squeeze", "Transpose", "Unsqueeze"),
-    }
-)
-WEIGHTED = frozenset({"Conv", "Gemm", "MatMul"})
-AVERAGES = frozenset({"AveragePool", "GlobalAveragePool"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,7 +163,7 @@ class _Held:
             self.values[output] = None
             return
         mask = mask_of(node)
-        moved = [mask.value] if mask else inputs if node.op_type in MOVING else []
+        moved = [mask.value] if mask else inputs if node.op_type in MOVING_CODES else []
         if moved and all(value in self.values for value in moved):
             for output in node.outputs:
                 self.values[output] = None

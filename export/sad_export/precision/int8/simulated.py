@@ -15,11 +15,12 @@ import numpy as np
 import onnx_ir as ir
 
 from ...graph.initializers import initializer
+from ...graph.operators import WEIGHTED
 from ...graph.values import constant_array
 from ...verify import Array
 from ..parts import Part, parts_of
 from .grid import Grid, weight_codes
-from .plan import WEIGHTED, constants_of, is_plain_linear
+from .plan import constants_of, is_plain_linear
 from .ranges import ACTIVATIONS, measured_ranges
 
 _AXIS_OF_OUTPUTS = {"Conv": 0, "MatMul": 1}

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import onnx
 import pytest
+from differentiate import forward_model, gradient_model
+from test_portable import CASES, SHAPE, opsets
 
 from sad_export.gradient import covered
-from sad_export.precision.operators import FLOAT32_ONLY, NOT_IN_BF16, SUMS
+from sad_export.graph.operators import CLASSIFIED, FLOAT32_ONLY, NOT_IN_BF16, SUMS
 
 BF16_FROM = 22
 
@@ -22,3 +24,24 @@ def test_an_operator_without_bf16_in_the_standard_stays_float32(op_type: str) ->
     floats = [allowed[v.type_str] for v in values if "tensor(float)" in allowed.get(v.type_str, ())]
     if floats and "tensor(bfloat16)" not in floats[0]:
         assert op_type in FLOAT32_ONLY | NOT_IN_BF16 | SUMS
+
+
+def written(model: onnx.ModelProto) -> set[str]:
+    return {node.op_type for node in model.graph.node}
+
+
+@pytest.mark.parametrize("target", ["portable", "cpu", "int8"])
+def test_every_operator_that_a_rule_or_lowering_writes_is_in_the_table(target: str) -> None:
+    """Unknown ones would stay float32 unnoticed, or, before there was a table, be lowered unnoticed."""
+    found = {
+        op_type
+        for case, (nodes, constants) in CASES.items()
+        for op_type in written(
+            gradient_model(forward_model(nodes, SHAPE, constants, opset=opsets(case)[1]), target=target)
+        )
+    }
+    assert found - CLASSIFIED == set()
+
+
+def test_every_operator_with_a_rule_is_in_the_table() -> None:
+    assert set(covered()) - CLASSIFIED == set()
