@@ -119,3 +119,23 @@ def test_a_zero_saliency_stays_zero_under_every_normalization() -> None:
 def test_unusable_arguments_are_refused(forward: onnx.ModelProto, options: dict, message: str) -> None:
     with pytest.raises(GraphError, match=message):
         two_pass(forward, **options)
+
+
+@pytest.mark.parametrize("normalization", ["rms", "linf"])
+@pytest.mark.parametrize("size", [1e-25, 1e-9, 1e-4, 1.0, 1e18])
+def test_a_saliency_of_any_size_is_normalised_to_the_same(
+    forward: onnx.ModelProto, normalization: str, size: float
+) -> None:
+    """Scaling the last layer scales S and leaves n(S), so that x + η·n(S), and its label, stay."""
+    scaled = onnx.ModelProto()
+    scaled.CopyFrom(forward)
+    last = scaled.graph.node[-1]
+    for tensor in scaled.graph.initializer:
+        if tensor.name in last.input[1:]:
+            array = onnx.numpy_helper.to_array(tensor).astype(np.float64) * size
+            tensor.CopyFrom(onnx.numpy_helper.from_array(array.astype(np.float32), tensor.name))
+    pixels = images(4)
+    want = run(two_pass(forward, eta=0.3, normalization=normalization), image=pixels)
+    got = run(two_pass(scaled, eta=0.3, normalization=normalization), image=pixels)
+    np.testing.assert_allclose(got[1] / size, want[1], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(got[0] / size, want[0], rtol=1e-4, atol=1e-5)

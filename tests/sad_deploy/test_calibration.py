@@ -78,6 +78,17 @@ def test_dropout_is_off_while_statistics_are_updated():
     assert changed(state(without.model), with_dropout.model) == set()
 
 
+def test_dropout_is_off_also_where_the_model_was_left_in_training_mode():
+    """calibrate works on a copy in eval mode; who calls update_statistics directly may not."""
+    twins = []
+    for dropout in (0.9, 0.0):
+        model = small_network(dropout=dropout).train()
+        update_statistics(model, batchnorm_layers(model), images(4), momentum=0.1)
+        assert all(module.training for module in model.modules())
+        twins.append(model)
+    assert changed(state(twins[1]), twins[0]) == set()
+
+
 def test_cumulative_statistics_do_not_depend_on_the_old_ones_but_ema_does():
     twins = []
     for momentum in (None, 0.1):
