@@ -3,8 +3,8 @@
 A rule is a function that returns the gradients of an operator's inputs as formulas::
 
     @vjp("Sigmoid")
-    def sigmoid_(x: Expr, *, y: Expr, dy: Expr) -> Expr:
-        return dy * (y * (1 - y))
+    def sigmoid_(x: Expr, *, y: Expr, dy: Expr) -> Gradient:
+        return dy * (y * (1.0 - y))
 
 Its positional parameters are the operator's inputs, in order; an optional input has the default ``None``,
 ``*terms`` takes any number of them. Its keyword-only parameters are, by name:
