@@ -42,7 +42,7 @@ from measuring import machine, write_results
 
 from sad_deploy.fold import fold_batchnorm
 from sad_export import two_pass
-from sad_export.model import LARGEST_WEIGHTS
+from sad_export.graph.write import LARGEST_WEIGHTS
 from sad_export.precision import Variant, gradient_scales, lower
 from sad_export.tensorrt import build_engine
 from sad_runtime.errors import UserError

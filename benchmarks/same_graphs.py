@@ -13,6 +13,9 @@ without torch. Every form of a graph becomes a digest of its operators, their at
 constants, and which value goes where. Names, metadata, shapes of values inside and the order of nodes do not
 count; of how many graphs names or order are others is said all the same.
 
+With ``--networks`` and ``--forms`` both commands take a part: the forms in lower precision take most of the
+time.
+
 Ranges of int8 and scales of fp16 are measured, on smooth noise, one thread and without onnxruntime's
 optimisations: compare recordings of one machine, with one onnxruntime.
 """
@@ -21,6 +24,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import gc
 import hashlib
 import json
@@ -85,8 +89,12 @@ def export(name: str, side: int, path: Path) -> None:
     onnx.save(graph, str(path), save_as_external_data=name in LARGE, location=f"{path.stem}.data")
 
 
-def two_pass(forward: Path, *, precision: str = "fp32", target: str = "portable") -> onnx.ModelProto:
-    """The two-pass graph with all that can be asked for: normalisation in front, n(S), bounds of x + ηS."""
+@functools.lru_cache(maxsize=1)
+def two_pass(forward: Path, *, precision: str, target: str) -> onnx.ModelProto:
+    """The two-pass graph with all that can be asked for: normalisation in front, n(S), bounds of x + ηS.
+
+    The last one is kept: what is asked for next may be its form in int8.
+    """
     from sad_export.precision import Variant
 
     low, high = ([(bound - m) / s for m, s in zip(MEAN, STD, strict=True)] for bound in (0, 1))
@@ -102,7 +110,8 @@ def lowered(forward: Path, images: Array, precision: str) -> Graphs:
     from sad_export.precision import Variant, gradient_scales, lower
 
     variant = Variant.of(precision)
-    graph = two_pass(forward, precision=precision)
+    # That of int8 is the one in float32, which may have been made just before.
+    graph = two_pass(forward, precision="fp32" if precision == "int8" else precision, target="portable")
     result = lower(graph, variant, gradient_scales=gradient_scales(graph, images), images=images)
     return result.typed, result.rounding
 
@@ -120,10 +129,10 @@ FORWARD = "forward"
 BUILDERS: dict[tuple[str, ...], Callable[[Path, Array], Graphs]] = {
     (FORWARD,): lambda forward, images: (onnx.load(str(forward)),),
     ("input gradient",): lambda forward, images: (sad_export.input_gradient(forward),),
-    ("portable",): lambda forward, images: (two_pass(forward),),
+    ("portable",): lambda forward, images: (two_pass(forward, precision="fp32", target="portable"),),
     ("int8", "int8 rounding"): lambda forward, images: lowered(forward, images, "int8"),
     ("fp16", "fp16 rounding"): lambda forward, images: lowered(forward, images, "fp16"),
-    ("cpu",): lambda forward, images: (two_pass(forward, target="cpu"),),
+    ("cpu",): lambda forward, images: (two_pass(forward, precision="fp32", target="cpu"),),
     ("int8 cpu",): in_integers,
 }
 """What makes the forms of a network's graph, by their names."""
@@ -139,13 +148,15 @@ class PlainSession(onnxruntime.SessionOptions):  # type: ignore[misc]
         self.add_session_config_entry("session.disable_prepacking", "1")
 
 
-def record_network(forward: Path, side: int) -> dict[str, Record]:
-    """Build and describe every form of one network's graph; in a process of its own."""
+def record_network(forward: Path, side: int, wanted: Sequence[str]) -> dict[str, Record]:
+    """Build and describe the forms of one network's graph; in a process of its own."""
     onnxruntime.SessionOptions = PlainSession
     gc.disable()  # it takes a fifth of the time, for graphs that are few and large
     images = smooth_noise(side)
     records: dict[str, Record] = {}
     for forms, build in BUILDERS.items():
+        if not set(forms) & set(wanted):
+            continue
         try:
             records |= zip(forms, map(described, build(forward, images)), strict=True)
         except UserError as error:
@@ -272,7 +283,7 @@ def _without_trailing(names: Sequence[str]) -> list[str]:
     return kept
 
 
-def record(names: Sequence[str], side: int, cache: Path | None) -> dict[str, Any]:
+def record(names: Sequence[str], forms: Sequence[str], side: int, cache: Path | None) -> dict[str, Any]:
     """Every network's forms, one network at a time."""
     say(f"sad_export is that of {Path(sad_export.__file__).parent}")
     # For the processes to come: most of their time would go into pages for copies of weights.
@@ -294,10 +305,9 @@ def record(names: Sequence[str], side: int, cache: Path | None) -> dict[str, Any
             # Its memory goes back with the process.
             with ProcessPoolExecutor(1, mp_context=SPAWN) as process:
                 try:
-                    networks[name] = process.submit(record_network, forward, size).result()
+                    networks[name] = process.submit(record_network, forward, size, forms).result()
                 except BrokenProcessPool:
-                    failed = {"failed": "its process ended"}
-                    networks[name] = {form: failed for forms in BUILDERS for form in forms}
+                    networks[name] = {form: {"failed": "its process ended"} for form in forms}
             seconds = f"{exported - started:.0f} s to export, {time.monotonic() - exported:.0f} s to record"
             say(f"{i}/{len(names)} {name}: {seconds}")
             for form, found in networks[name].items():
@@ -314,13 +324,16 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def compare(before: Mapping[str, Any], after: Mapping[str, Any], only: Sequence[str]) -> bool:
+def compare(
+    before: Mapping[str, Any], after: Mapping[str, Any], names: Sequence[str], forms: Sequence[str]
+) -> bool:
     """Print in what two recordings differ.
 
     Args:
         before: A recording.
         after: Another.
-        only: Names of networks; all, if there are none.
+        names: Of networks; all, if there are none.
+        forms: Which.
 
     Returns:
         Whether they are the same.
@@ -333,14 +346,14 @@ def compare(before: Mapping[str, Any], after: Mapping[str, Any], only: Sequence[
             print(f"note: other {what}; ranges of int8 and scales of fp16 may differ for that alone")
     compared: Counter[str] = Counter()
     others: Counter[str] = Counter()
-    networks = only or sorted(before["networks"].keys() | after["networks"].keys())
+    networks = names or sorted(before["networks"].keys() | after["networks"].keys())
     for name in networks:
         old, new = (recorded["networks"].get(name, {}) for recorded in (before, after))
         if said := difference(old.get(FORWARD), new.get(FORWARD)):
             others["different"] += 1
             print(f"{name}: {said}" + ("; record both with one --cache" if old and new else ""))
             continue
-        for form in dict.fromkeys([*old, *new]):
+        for form in forms:
             if said := difference(old.get(form), new.get(form)):
                 others["different"] += 1
                 print(f"{name}, {form}: {said}")
@@ -401,23 +414,26 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     recording = commands.add_parser("record", help="build all graphs and write their digests")
     recording.add_argument("file", type=Path)
-    recording.add_argument("--networks", nargs="+", help="instead of all")
     recording.add_argument("--side", type=int, default=96, help="of the images; %(default)s by default")
     recording.add_argument("--cache", type=Path, help="where forward graphs are kept; nowhere by default")
     recording.add_argument("--large", action="store_true", help=f"also {', '.join(LARGE)}")
     comparing = commands.add_parser("compare", help="exit with 1 if two recordings differ")
     comparing.add_argument("before", type=Path)
     comparing.add_argument("after", type=Path)
-    comparing.add_argument("--networks", nargs="+", default=[], help="instead of all")
+    every = [form for forms in BUILDERS for form in forms]
+    for command in (recording, comparing):
+        command.add_argument("--networks", nargs="+", default=[], help="instead of all")
+        command.add_argument("--forms", nargs="+", default=every, choices=every, help="instead of all")
     arguments = parser.parse_args()
+    forms = list(dict.fromkeys([FORWARD, *arguments.forms]))
     if arguments.command == "compare":
         before, after = (
             json.loads(path.read_text(encoding="utf-8")) for path in (arguments.before, arguments.after)
         )
-        sys.exit(0 if compare(before, after, arguments.networks) else 1)
+        sys.exit(0 if compare(before, after, arguments.networks, forms) else 1)
     covered = sorted({row["model"] for row in json.loads(COVERAGE.read_text(encoding="utf-8"))["results"]})
     names = arguments.networks or [name for name in covered if arguments.large or name not in LARGE]
-    write_results(arguments.file, record(names, arguments.side, arguments.cache))
+    write_results(arguments.file, record(names, forms, arguments.side, arguments.cache))
 
 
 if __name__ == "__main__":

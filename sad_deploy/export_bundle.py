@@ -12,12 +12,13 @@ import onnx
 import torch
 from torch import nn
 
+from sad_export.graph.expression import Array
 from sad_export.job import GraphOptions, Made, write_and_build
 from sad_export.precision import FP32, Variant, write_verified
 from sad_export.tensorrt import EngineRequest
 from sad_export.tolerances import TOLERANCES
 from sad_export.two_pass import two_pass
-from sad_export.verify import Array, Verification
+from sad_export.verify import Verification
 from sad_runtime.bundle import Bundle, write_bundle
 from sad_runtime.bundle.write import Draft
 from sad_runtime.errors import BundleError

@@ -4,9 +4,9 @@ May import onnx, onnx-ir, numpy and ``sad_runtime``; never torch.
 """
 
 from .defend import ForwardExport, defend
+from .graph.errors import GraphError
 from .input_gradient import input_gradient, unsupported_nodes
 from .job import GraphOptions
-from .model import GraphError
 from .tensorrt import BuildOptions, EngineCache, EngineInfo, EngineRequest, build_engine
 from .two_pass import two_pass
 from .verify import VerificationError

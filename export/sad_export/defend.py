@@ -15,14 +15,17 @@ from sad_runtime.errors import UserError
 from sad_runtime.files import Destination
 from sad_runtime.tensorrt import EngineInfo, Flavor
 
+from .graph.errors import GraphError
+from .graph.expression import Array
+from .graph.write import save_graph
 from .job import GraphOptions, write_and_build
-from .model import GraphError, save_graph, warn
+from .model import warn
 from .precision import refuse_half_precision, write_verified
 from .tensorrt import EngineRequest
 from .tolerances import TOLERANCES
 from .trial_images import read_images, smooth_noise
 from .two_pass import two_pass
-from .verify import Array, Verification, run_graph
+from .verify import Verification, run_graph
 from .verify_forward import ForwardVerification, verify_forward
 
 IMAGES_VERIFIED = 16

@@ -9,7 +9,7 @@ import onnx.utils
 
 from sad_runtime.backends.protocol import INPUT, PLAIN_LOGITS
 
-from .model import GraphError
+from .graph.errors import GraphError
 
 
 def first_pass(model: onnx.ModelProto | str | Path) -> onnx.ModelProto:

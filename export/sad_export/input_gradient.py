@@ -12,8 +12,10 @@ from sad_runtime.choices import ConvGradient, Target, choose
 
 from .gradient import covered, reverse, seed_at_maximum, without_rule
 from .gradient.reverse import dependents
+from .graph.errors import GraphError
+from .graph.write import collects_graph_cycles, serialise_checked
 from .lowering import Lowering, Portable, lowering_for
-from .model import ForwardGraph, GraphError, finish, frees_its_graph, load_classifier, warn
+from .model import ForwardGraph, load_classifier, warn
 
 _NAMED_AT_MOST = 8
 
@@ -36,7 +38,7 @@ def unsupported_nodes(model: onnx.ModelProto | str | Path, *, logits: str | None
     return [f"{node.name}: {reason}" for node, reason in missing]
 
 
-@frees_its_graph
+@collects_graph_cycles
 def input_gradient(
     model: onnx.ModelProto | str | Path,
     *,
@@ -74,7 +76,7 @@ def input_gradient(
     lowering.complete(graph.model)
     rename(graph, {graph.logits: "logits", gradient: "gradient"})
     graph.model.graph.outputs[:] = [graph.logits, gradient]
-    return finish(graph.model, what="input gradient")
+    return serialise_checked(graph.model, what="input gradient")
 
 
 def append_saliency(graph: ForwardGraph, at: ir.Value, lowering: Lowering) -> ir.Value:

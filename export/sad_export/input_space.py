@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
+from .graph.errors import GraphError
 from .graph.expression import Builder
-from .model import ForwardGraph, GraphError
+from .model import ForwardGraph
 
 
 def prepend_input_space(graph: ForwardGraph, mean: Sequence[float], std: Sequence[float]) -> ir.Value:

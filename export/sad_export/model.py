@@ -9,39 +9,27 @@ is wrong at once.
 from __future__ import annotations
 
 import dataclasses
-import functools
-import gc
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, ParamSpec
 
 import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
 from sad_runtime.errors import UserError
-from sad_runtime.graph_metadata import PREFIX
 
 from .gradient.registry import is_constant, rule_of
+from .graph.errors import GraphError
 from .graph.values import Dim, shape_of
 from .passes import EinsumLettersPass, ExpandFunctionsPass, NestedConcatsPass, ShapesPass
 from .probabilities import Tail, cut, find_tail, problem_of
-
-_P = ParamSpec("_P")
-
-LARGEST_WEIGHTS = 2**31 - 2**24
-"""Bytes of weights in one file: a protobuf message ends at 2 GiB, nodes and names included."""
 
 MINIMUM_OPSET = 13
 """ReduceSum and Squeeze take their axes as inputs from here on, and so do the gradients."""
 
 
 _OUR_PREFIXES = ("backward/", "mix/", "normalise/", "second/", "unscale/")
-
-
-class GraphError(UserError):
-    """A graph that is not a classifier we can differentiate; nothing was written."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -245,64 +233,9 @@ def _problems_of_logits(logits: ir.Value, *, least: int) -> Iterator[str]:
 
 
 def warn(message: str) -> None:
-    """Say something about the user's graph as a warning; for functions marked :func:`frees_its_graph`."""
+    """Say something of the user's graph as a warning, from functions marked `collects_graph_cycles`."""
     warnings.warn(message, stacklevel=4)
 
 
 def _text(shape: Sequence[Dim]) -> str:
     return "(" + ", ".join(str(n) for n in shape) + ")"
-
-
-def frees_its_graph(build: Callable[_P, onnx.ModelProto]) -> Callable[_P, onnx.ModelProto]:
-    """Decorate a function that loads a graph and serialises what became of it.
-
-    Nodes and values of a graph refer to each other, so it would keep a second copy of all weights until
-    Python next looks for cycles: a quarter of the memory at the peak, when the caller writes the file.
-    """
-
-    @functools.wraps(build)
-    def wrapper(*arguments: _P.args, **options: _P.kwargs) -> onnx.ModelProto:
-        proto = build(*arguments, **options)
-        gc.collect()
-        return proto
-
-    return wrapper
-
-
-def save_graph(model: onnx.ModelProto, path: Path) -> None:
-    """Write a graph as one file.
-
-    Raises:
-        GraphError: It is beyond the 2 GiB of one ONNX file.
-    """
-    if sum(len(tensor.raw_data) for tensor in model.graph.initializer) > LARGEST_WEIGHTS:
-        raise GraphError(
-            f"{path.name} would be beyond the 2 GiB of one ONNX file",
-            hint="in Python, two_pass and input_gradient return the graph, and "
-            "onnx.save(…, save_as_external_data=True) writes it as several files",
-        )
-    onnx.save(model, str(path))
-
-
-def finish(model: ir.Model, *, what: str, metadata: Mapping[str, str] | None = None) -> onnx.ModelProto:
-    """Serialise a graph that we built, and check it in full.
-
-    Args:
-        model: The extended graph.
-        what: For the producer string, for example ``"two-pass"``.
-        metadata: What the file says of itself besides what the user's does.
-
-    Returns:
-        The model, passed by ``onnx.checker`` with type and shape inference.
-    """
-    common_passes.RemoveUnusedNodesPass()(model)
-    # What the user's file says of itself, class names for example, but nothing of an earlier graph of ours.
-    theirs = {key: text for key, text in model.metadata_props.items() if not key.startswith(PREFIX)}
-    common_passes.ClearMetadataAndDocStringPass()(model)
-    model.producer_name = f"sad-deploy {what}"
-    model.metadata_props.clear()
-    model.metadata_props.update(theirs | dict(metadata or {}))
-    proto: Any = ir.to_proto(model)
-    assert isinstance(proto, onnx.ModelProto)
-    common_passes.CheckerPass(full_check=True)(model)
-    return proto

@@ -11,8 +11,10 @@ import onnxruntime
 
 from sad_runtime.prediction import kind_of_probabilities
 
+from .graph.expression import Array
+from .graph.session import cpu_session
 from .model import load_classifier
-from .verify import REPORT, Array, VerificationError, cpu_session
+from .verify import REPORT, VerificationError
 
 INPUT_TYPES = {"tensor(float16)": np.float16, "tensor(float)": np.float32, "tensor(double)": np.float64}
 """onnxruntime's names of what an image may be."""

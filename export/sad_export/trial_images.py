@@ -12,7 +12,7 @@ from sad_runtime.manifest import Color, Preprocessing
 from sad_runtime.preprocess import load
 from sad_runtime.sources import open_sources
 
-from .verify import Array
+from .graph.expression import Array
 
 
 def read_images(folder: Path, count: int, channels: int, height: int, width: int) -> Array:

@@ -20,13 +20,15 @@ import onnx_ir as ir
 from sad_runtime.choices import ConvGradient, Normalization, Target, choose
 from sad_runtime.graph_metadata import PREFIX, graph_metadata
 
+from .graph.errors import GraphError
 from .graph.expression import Builder, Expr
 from .graph.functions import abs_, maximum, minimum, sign, sqrt
 from .graph.values import static
+from .graph.write import collects_graph_cycles, serialise_checked
 from .input_gradient import append_saliency, rename
 from .input_space import prepend_input_space
 from .lowering import lowering_for
-from .model import GraphError, finish, frees_its_graph, load_classifier, warn
+from .model import load_classifier, warn
 from .precision.variant import FP32, Variant
 
 Bound = float | Sequence[float]
@@ -36,7 +38,7 @@ Bound = float | Sequence[float]
 _TINY = 1e-30
 
 
-@frees_its_graph
+@collects_graph_cycles
 def two_pass(
     model: onnx.ModelProto | str | Path,
     *,
@@ -111,7 +113,7 @@ def two_pass(
     graph.model.graph.outputs[:] = [second, saliency, plain]
     metadata = graph_metadata(eta=eta, normalization=scaling, clip=clip, mean=mean, std=std)
     metadata |= {f"{PREFIX}conv_gradient": lowering.conv_gradient.value}
-    return finish(graph.model, what="two-pass", metadata=metadata)
+    return serialise_checked(graph.model, what="two-pass", metadata=metadata)
 
 
 def normalized(saliency: Expr, normalization: Normalization) -> Expr:

@@ -6,21 +6,18 @@ A check of logits alone has once passed an all-zero saliency, so the saliency is
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 import onnxruntime
 
 from sad_runtime.errors import UserError
 
-from .model import LARGEST_WEIGHTS
+from .graph.expression import Array
+from .graph.session import cpu_session
 from .tolerances import TOLERANCES, ZERO_SALIENCIES, Tolerance
 
-Array = np.ndarray[Any, Any]
 BATCH_SIZES = (1, 3, 8)
 """One image, an odd batch and an even one: a batch size frozen into the graph fails one of them."""
 
@@ -169,34 +166,6 @@ def _each(
 def run_graph(graph: Path, images: Array) -> dict[str, Array]:
     """``logits``, ``saliency`` and ``plain_logits`` of a two-pass graph, on the CPU."""
     return _run(cpu_session(graph), images, max(BATCH_SIZES))
-
-
-def cpu_session(graph: Path | ir.Model, *, fuses_integers: bool = True) -> onnxruntime.InferenceSession:
-    """An onnxruntime session on the CPU.
-
-    Args:
-        graph: An ONNX file, or what one would hold; beyond 2 GiB it goes by way of a temporary file.
-        fuses_integers: Whether layers between QuantizeLinear and DequantizeLinear run in integers, as in use,
-            or in float32: with signed activations, as TensorRT wants them, integers take six times as long.
-    """
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    if not fuses_integers:
-        options.add_session_config_entry("session.disable_quant_qdq", "1")
-    with tempfile.TemporaryDirectory() as folder:
-        source = _source(graph, Path(folder))
-        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-
-
-def _source(graph: Path | ir.Model, folder: Path) -> str | bytes:
-    if isinstance(graph, Path):
-        return str(graph)
-    weights = [value.const_value for value in graph.graph.initializers.values()]
-    if sum(tensor.nbytes for tensor in weights if tensor is not None) <= LARGEST_WEIGHTS:
-        content: bytes = ir.to_proto(graph).SerializeToString()
-        return content
-    ir.save(graph, folder / "model.onnx", external_data="model.data")
-    return str(folder / "model.onnx")
 
 
 def _run(session: onnxruntime.InferenceSession, images: Array, batch_size: int) -> dict[str, Array]:

@@ -17,9 +17,11 @@ import numpy as np
 
 from sad_runtime.choices import Normalization
 
+from .graph.expression import Array
+from .graph.session import cpu_session
 from .reference import reference, refuse_probabilities, slope_error
 from .tolerances import ZERO_SALIENCIES
-from .verify import Array, VerificationError, count_zero, cpu_session, relative_l2
+from .verify import VerificationError, count_zero, relative_l2
 
 LOGITS_TOLERANCE = 1e-4
 # Central differences cross kinks of a ReLU network; a wrong rule misses by far more.

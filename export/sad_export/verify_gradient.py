@@ -13,9 +13,11 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
+from .graph.expression import Array
+from .graph.session import cpu_session
 from .reference import INPUT_TYPES, reference, refuse_probabilities, slope_error
 from .trial_images import smooth_noise
-from .verify import REPORT, Array, VerificationError, cpu_session, relative_l2
+from .verify import REPORT, VerificationError, relative_l2
 from .verify_forward import LOGITS_TOLERANCE, SLOPE_TOLERANCE
 
 _HALF_LOGITS_TOLERANCE = 1e-2

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from sad_runtime.files import Destination, written_whole
 
+from .graph.write import save_graph
 from .input_gradient import input_gradient
-from .model import save_graph, warn
+from .model import warn
 from .verify_gradient import verify_gradient
 
 

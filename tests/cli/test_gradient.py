@@ -50,7 +50,7 @@ def test_a_graph_too_large_for_one_file_is_refused_and_leaves_none(
     forward: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """2 GiB of weights are more than a test should hold: the limit is lowered."""
-    monkeypatch.setattr("sad_export.model.LARGEST_WEIGHTS", 1000)
+    monkeypatch.setattr("sad_export.graph.write.LARGEST_WEIGHTS", 1000)
     with pytest.raises(UserError, match="beyond the 2 GiB of one ONNX file"):
         run(str(forward))
     assert [p.name for p in forward.parent.iterdir()] == ["forward.onnx"]

@@ -14,7 +14,7 @@ from onnx import helper, numpy_helper
 
 from sad_export import input_gradient, two_pass
 from sad_export.defend import defend
-from sad_export.model import GraphError
+from sad_export.graph.errors import GraphError
 from sad_export.verify import VerificationError
 from sad_export.verify_forward import ForwardVerification, verify_forward
 from sad_export.verify_gradient import verify_gradient

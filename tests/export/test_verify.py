@@ -14,7 +14,8 @@ from onnx import numpy_helper
 
 from sad_deploy.classifier import SADClassifier
 from sad_export import two_pass
-from sad_export.verify import VerificationError, cpu_session, verify
+from sad_export.graph.session import cpu_session
+from sad_export.verify import VerificationError, verify
 from sad_export.verify_forward import verify_forward
 from sad_runtime.choices import Normalization
 
@@ -110,7 +111,7 @@ def test_a_graph_beyond_one_message_is_opened_by_way_of_a_file(
     model = ir.from_proto(graph)
     names = ["logits", "saliency"]
     inside = cpu_session(model).run(names, {"image": IMAGES})
-    monkeypatch.setattr("sad_export.verify.LARGEST_WEIGHTS", 1000)
+    monkeypatch.setattr("sad_export.graph.session.LARGEST_WEIGHTS", 1000)
     outside = cpu_session(model).run(names, {"image": IMAGES})
     for a, b in zip(inside, outside, strict=True):
         np.testing.assert_array_equal(a, b)

@@ -12,8 +12,9 @@ import onnx_ir as ir
 
 from sad_runtime.graph_metadata import PREFIX
 
-from ..model import GraphError, finish
-from ..verify import Array
+from ..graph.errors import GraphError
+from ..graph.expression import Array
+from ..graph.write import serialise_checked
 from .int8 import IntegerPass, plan_integers, simulate_integers
 from .lower_pass import LowerPrecisionPass
 from .parts import Part
@@ -80,7 +81,7 @@ def lower(
     LowerPrecisionPass(plan)(typed)
     LowerPrecisionPass(plan_precision(rounding.graph, variant), rounding=True)(rounding)
     metadata = {**typed.metadata_props, PRECISION_KEY: variant.label}
-    written = [finish(graph, what="two-pass", metadata=metadata) for graph in (typed, rounding)]
+    written = [serialise_checked(graph, what="two-pass", metadata=metadata) for graph in (typed, rounding)]
     return Lowered(written[0], written[1], plan.reasons)
 
 
@@ -104,7 +105,7 @@ def lower_to_integers(model: onnx.ModelProto, variant: Variant, images: Array) -
     parts = passes | ({Part.BACKWARD} if Part.FIRST in passes else frozenset())
     IntegerPass(plan_integers(graph, parts, images, method=variant.ranges))(graph)
     metadata = {**graph.metadata_props, PRECISION_KEY: variant.label}
-    return finish(graph, what="two-pass", metadata=metadata)
+    return serialise_checked(graph, what="two-pass", metadata=metadata)
 
 
 def refuse_half_precision(model: onnx.ModelProto) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import onnx_ir as ir
 
-from ..model import GraphError
+from ..graph.errors import GraphError
 
 UNSCALE = "unscale/"
 """Prefix of what brings a scaled saliency back to its size; the backward's other nodes never have it."""

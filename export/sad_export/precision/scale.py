@@ -18,9 +18,10 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from ..graph.errors import GraphError
+from ..graph.expression import Array
 from ..graph.initializers import initializer
-from ..model import GraphError
-from ..verify import Array, cpu_session
+from ..graph.session import cpu_session
 from .parts import UNSCALE, Part, parts_of
 
 _HIGHEST = 2.0**8

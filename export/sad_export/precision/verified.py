@@ -9,8 +9,9 @@ import onnx
 
 from sad_runtime.choices import Precision
 
-from ..model import save_graph
-from ..verify import Array, Verification, verify
+from ..graph.expression import Array
+from ..graph.write import save_graph
+from ..verify import Verification, verify
 from .convert import lower, lower_to_integers
 from .parts import Part
 from .scale import gradient_scales

@@ -1,4 +1,4 @@
-"""The rule that CONTRIBUTING.md shows is a rule of the code, and so is the one in the registry's docstring."""
+"""The rule that CONTRIBUTING.md shows is a rule of the code; so is the one in the registry's docstring."""
 
 from __future__ import annotations
 

@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from ...graph.expression import Array
 from ...graph.nodes import attribute
 from ...graph.operators import MOVING_CODES, WEIGHTED
 from ...graph.values import constant_array
-from ...verify import Array
 from .grid import Grid
 from .plan import IntegerPlan, mask_of
 from .writer import CodesWriter

@@ -18,9 +18,9 @@ from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 
+from ...graph.expression import Array
 from ...graph.operators import AVERAGES, MOVING_CODES, WEIGHTED
 from ...graph.values import constant_array
-from ...verify import Array
 from ..parts import Part, parts_of
 from .grid import Grid
 from .ranges import ACTIVATIONS, GRADIENTS, evaluated, measured_ranges

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from ...verify import Array, cpu_session
+from ...graph.expression import Array
+from ...graph.session import cpu_session
 
 Range = tuple[float, float]
 

@@ -14,10 +14,10 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from ...graph.expression import Array
 from ...graph.initializers import initializer
 from ...graph.operators import WEIGHTED
 from ...graph.values import constant_array
-from ...verify import Array
 from ..parts import Part, parts_of
 from .grid import Grid, weight_codes
 from .plan import constants_of, is_plain_linear

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from ...graph.expression import Array
 from ...graph.initializers import initializer
-from ...verify import Array
 from .grid import Grid, weight_codes
 
 _TO_LAST, _TO_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)

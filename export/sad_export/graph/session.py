@@ -1,0 +1,39 @@
+"""onnxruntime sessions on the CPU, for what a graph computes: checks, ranges, scales."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import onnx_ir as ir
+import onnxruntime
+
+from .write import LARGEST_WEIGHTS
+
+
+def cpu_session(graph: Path | ir.Model, *, fuses_integers: bool = True) -> onnxruntime.InferenceSession:
+    """An onnxruntime session on the CPU.
+
+    Args:
+        graph: An ONNX file, or what one would hold; beyond 2 GiB it goes by way of a temporary file.
+        fuses_integers: Whether layers between QuantizeLinear and DequantizeLinear run in integers, as in use,
+            or in float32: with signed activations, as TensorRT wants them, integers take six times as long.
+    """
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    if not fuses_integers:
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
+    with tempfile.TemporaryDirectory() as folder:
+        source = _source(graph, Path(folder))
+        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+
+
+def _source(graph: Path | ir.Model, folder: Path) -> str | bytes:
+    if isinstance(graph, Path):
+        return str(graph)
+    weights = [value.const_value for value in graph.graph.initializers.values()]
+    if sum(tensor.nbytes for tensor in weights if tensor is not None) <= LARGEST_WEIGHTS:
+        content: bytes = ir.to_proto(graph).SerializeToString()
+        return content
+    ir.save(graph, folder / "model.onnx", external_data="model.data")
+    return str(folder / "model.onnx")
