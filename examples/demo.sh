@@ -16,7 +16,7 @@ sad-deploy infer images/ --saliency overlays --report report.html --overwrite
 cat <<'END'
 
 sad-model/          the bundle: weights, graph, engine, manifest   (sad-deploy inspect)
-predictions.jsonl   one line an image
+predictions.jsonl   one row per image
 overlays/           each image beside its saliency
 report.html         all of it to look through
 END
