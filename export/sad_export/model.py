@@ -22,7 +22,7 @@ from sad_runtime.errors import UserError
 from .gradient.registry import is_constant, rule_of
 from .graph.errors import GraphError
 from .graph.values import Dim, shape_of
-from .passes import EinsumLettersPass, ExpandFunctionsPass, NestedConcatsPass, ShapesPass
+from .normal_form import EinsumLettersPass, ExpandFunctionsPass, NestedConcatsPass, ShapesPass
 from .probabilities import Tail, cut, find_tail, problem_of
 
 MINIMUM_OPSET = 13

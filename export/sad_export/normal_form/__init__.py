@@ -1,4 +1,4 @@
-"""Rewrites that bring a forward graph into the form that the gradient rules read.
+"""What every gradient rule may assume of a forward graph, and the rewrites that bring it there.
 
 May import :mod:`sad_export.graph`, onnx, onnx-ir and numpy.
 """
