@@ -9,7 +9,7 @@ from typing import Any
 def without_deconvolution(tensorrt: ModuleType) -> ModuleType:
     """The module, whose builder finds no kernel for a ConvTranspose, and says so as TensorRT does.
 
-    TensorRT for RTX 1.7 itself has one for every ConvTranspose that ``--dgrad auto`` writes: 68 forms in fp32
+    TensorRT for RTX 1.7 itself has one for every ConvTranspose that ``auto`` writes: 68 forms in fp32
     and fp16 built, for Turing too.
     """
 

@@ -188,7 +188,7 @@ def _built(
     if plan is None:
         node = failing_node(onnx_path, log.errors)
         where = f" at node {node.name!r} ({node.op_type})" if node else ""
-        hint = "try --dgrad conv, or a smaller largest --batch; --verbose shows TensorRT's log"
+        hint = "try --conv-gradient conv, or a smaller largest --batch; --verbose shows TensorRT's log"
         if TURING in options.targets:
             hint = f"Turing ({TURING}) multiplies matrices in fp16 only: --precision fp16"
         raise UnbuildableError(

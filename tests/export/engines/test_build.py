@@ -82,7 +82,7 @@ def test_a_node_without_a_kernel_is_named(tmp_path: Path) -> None:
     onnx.save(graph, str(tmp_path / "m.onnx"))
     with pytest.raises(UnbuildableError, match=r"at node 'the_deconvolution' \(ConvTranspose\)") as caught:
         build_engine(tmp_path / "m.onnx", tmp_path / "m.plan", flavor="rtx")
-    assert "--dgrad conv" in str(caught.value.hint)
+    assert "--conv-gradient conv" in str(caught.value.hint)
     assert not (tmp_path / "m.plan").exists()
 
 
