@@ -1,4 +1,8 @@
-"""What is installed on this machine and what of it really works: everything is tried, nothing is assumed."""
+"""What is installed on this machine, and what of it works.
+
+onnxruntime's providers and TensorRT are loaded, since being installed says little of them. Packages are
+looked up, which takes no time, and imported only if that is asked for.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +11,16 @@ import importlib
 import importlib.metadata
 import importlib.util
 import platform
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from sad_runtime.backends.onnxruntime import Provider, provider_problem
 from sad_runtime.devices import available_cores, cuda_devices
 from sad_runtime.errors import UserError
 from sad_runtime.tensorrt import Flavor, load_tensorrt
 
-# Import name → extra. Importing them is the test: torch and torchvision of different builds install together
-# and then fail.
+# Import name → extra.
 _PACKAGES = {
     "onnx": "export",
     "onnx_ir": "export",
@@ -36,12 +40,14 @@ class Finding:
     """One line of the report.
 
     Attributes:
+        name: What ``--require`` calls it.
         what: What was looked at.
         works: Whether it can be used here.
         state: Version, or the reason why not.
         remedy: How to have it, where something can be done.
     """
 
+    name: str
     what: str
     works: bool
     state: str
@@ -52,38 +58,82 @@ class Finding:
         return dataclasses.asdict(self)
 
 
-def examine() -> list[Finding]:
-    """Try everything that a command might need. Takes seconds: torch is imported if it is there."""
+def examine(*, thorough: bool = False) -> list[Finding]:
+    """Try what a command might need.
+
+    Args:
+        thorough: Import every package, which takes seconds: torch and torchvision of different builds install
+            together and then fail.
+    """
     return [
-        Finding("Python", True, f"{platform.python_version()} ({sys.executable})"),
-        Finding("machine", True, f"{platform.platform()}, {available_cores()} cores"),
+        Finding("python", "Python", True, f"{platform.python_version()} ({sys.executable})"),
+        Finding("machine", "machine", True, f"{platform.platform()}, {available_cores()} cores"),
         *_gpu(),
-        *(_package(module, extra) for module, extra in _PACKAGES.items()),
+        *(_package(module, extra, thorough=thorough) for module, extra in _PACKAGES.items()),
         *_providers(),
         *(_tensorrt(flavor) for flavor in Flavor),
     ]
 
 
+def missing(findings: Sequence[Finding], required: Sequence[str]) -> list[Finding]:
+    """What is required and does not work.
+
+    Args:
+        findings: All of them.
+        required: Names.
+
+    Raises:
+        UserError: Nothing is called so.
+    """
+    names = [finding.name for finding in findings]
+    if unknown := [name for name in required if name not in names]:
+        raise UserError(
+            f"there is nothing called {', '.join(unknown)} to require",
+            hint=f"there are {', '.join(dict.fromkeys(names))}",
+        )
+    return [finding for finding in findings if finding.name in required and not finding.works]
+
+
 def _gpu() -> Iterator[Finding]:
     found = cuda_devices()
     if found.problem:
-        yield Finding("GPU", False, found.problem)
+        yield Finding("gpu", "GPU", False, found.problem)
     for device in found.devices:
         capability = ".".join(map(str, device.compute_capability))
-        yield Finding(
-            "GPU", True, f"{device.name}, compute capability {capability}, {device.memory / 2**30:.0f} GiB"
-        )
+        memory = f"{device.memory / 2**30:.0f} GiB"
+        yield Finding("gpu", "GPU", True, f"{device.name}, compute capability {capability}, {memory}")
 
 
-def _package(module: str, extra: str) -> Finding:
+def _package(module: str, extra: str, *, thorough: bool) -> Finding:
     remedy = f'pip install "sad-deploy[{extra}]"'
     if importlib.util.find_spec(module) is None:
-        return Finding(module, False, "not installed", remedy)
+        return Finding(module, module, False, "not installed", remedy)
+    problem = _import_problem(module) if thorough else _mismatch(module)
+    if problem:
+        return Finding(module, module, False, problem, f"reinstall it: {remedy}")
+    return Finding(module, module, True, _version(module))
+
+
+def _import_problem(module: str) -> str | None:
     try:
         importlib.import_module(module)
     except Exception as error:  # a broken installation may raise anything; the report is what this is for
-        return Finding(module, False, f"does not import: {_one_line(error)}", f"reinstall it: {remedy}")
-    return Finding(module, True, _version(module))
+        return f"does not import: {_one_line(error)}"
+    return None
+
+
+def _mismatch(module: str) -> str | None:
+    """Whether a package is built for another version of torch than there is, as it says itself."""
+    if module == "torch":
+        return None
+    try:
+        required, there = importlib.metadata.requires(module) or [], importlib.metadata.version("torch")
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    exact = [found[1] for each in required if (found := re.match(r"torch\s*\(?==\s*([\d.]+)", each))]
+    if exact and exact[0] != there.partition("+")[0]:
+        return f"{_version(module)} is built for torch {exact[0]}, and torch {there} is installed"
+    return None
 
 
 def _providers() -> Iterator[Finding]:
@@ -91,10 +141,10 @@ def _providers() -> Iterator[Finding]:
         problem = provider_problem(provider)
         what = f"onnxruntime on {provider}"
         if problem is None:
-            yield Finding(what, True, f"{_onnxruntime_version()}, a session was created")
+            yield Finding(provider.value, what, True, f"{_onnxruntime_version()}, a session was created")
         else:
             remedy = 'pip install "sad-deploy[cuda]"' if cuda_devices().count else None
-            yield Finding(what, False, problem, remedy)
+            yield Finding(provider.value, what, False, problem, remedy)
 
 
 def _tensorrt(flavor: Flavor) -> Finding:
@@ -102,14 +152,14 @@ def _tensorrt(flavor: Flavor) -> Finding:
     try:
         module = load_tensorrt(flavor, need=what)
     except UserError as error:
-        missing = importlib.util.find_spec(flavor.module) is None
-        return Finding(what, False, "not installed" if missing else error.message, error.hint)
+        absent = importlib.util.find_spec(flavor.module) is None
+        return Finding(flavor.value, what, False, "not installed" if absent else error.message, error.hint)
     version = str(module.__version__)
     if cuda_devices().count:
-        return Finding(what, True, f"{version}, builds and runs engines")
+        return Finding(flavor.value, what, True, f"{version}, builds and runs engines")
     if flavor is Flavor.RTX:
-        return Finding(what, True, f"{version}, builds engines; running them needs a GPU")
-    return Finding(what, False, f"{version}, needs a GPU to build and to run engines")
+        return Finding(flavor.value, what, True, f"{version}, builds engines; running them needs a GPU")
+    return Finding(flavor.value, what, False, f"{version}, needs a GPU to build and to run engines")
 
 
 def _version(module: str) -> str:

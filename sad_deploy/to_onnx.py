@@ -47,7 +47,7 @@ def to_onnx(model: nn.Module, input_shape: tuple[int, int, int]) -> onnx.ModelPr
     except torch.onnx.errors.OnnxExporterError as error:
         raise UserError(
             f"torch cannot export this model to ONNX: {_first_line(error)}",
-            hint="export it yourself, then: sad-deploy export forward.onnx --eta …",
+            hint="export it yourself, then: sad-deploy defend forward.onnx --eta …",
         ) from error
     assert program is not None
     proto = program.model_proto

@@ -325,7 +325,7 @@ class _Classified:
         for i, pictures in self.drawn.items():
             for file in [picture.result() for picture in pictures]:
                 if file is not None:
-                    self.batch[i] = dataclasses.replace(self.batch[i], saliency=os.fspath(file))
+                    self.batch[i] = self.batch[i]._replace(saliency=os.fspath(file))
         return self.batch
 
 

@@ -8,16 +8,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
-from sad_deploy.attack_config import AttackKind
-from sad_deploy.recipe import BATCH_SIZE, BATCHES, SAMPLES, Options, Recipe, resolve
-from sad_runtime.bundle import check_destination
+from sad_deploy.recipe import Recipe, resolve
 from sad_runtime.choices import Normalization
 from sad_runtime.extras import require
 
-from .console import interruptible, print_hint, print_note, print_status, print_warning, stderr, stdout
+from .calibrate_options import CalibrateOptions
+from .console import (
+    interruptible,
+    is_quiet,
+    print_hint,
+    print_json,
+    print_note,
+    print_result,
+    print_status,
+    print_warning,
+)
+from .options import DEFAULT_BUNDLE, RESULT, AsJson, expanded
 
 if TYPE_CHECKING:
     from sad_deploy.calibration_job import Outcome
@@ -29,130 +36,28 @@ _NEEDS = ("torch", "torchvision", "safetensors")
 _SHOWN_FILES = 3
 
 
+@expanded
 def calibrate(
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="digits, cifar-resnet18, cifar-resnet50, cifar-wrn32-10, a torchvision classifier, or "
-            "package.module:factory.",
-            show_default="digits",
-        ),
-    ] = None,
-    weights: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE|NAME",
-            help="State dict (.safetensors or PyTorch), or a name of torchvision's published weights.",
-        ),
-    ] = None,
-    weights_key: Annotated[
-        str | None,
-        typer.Option(
-            metavar="KEY",
-            help="Which of several state dicts in the file, for example model_ema.",
-            show_default="the usual one",
-        ),
-    ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(
-            help="digits, cifar10:PATH, cifar100:PATH, or a folder of images.", show_default="digits"
-        ),
-    ] = None,
-    classes: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE",
-            help="Class names in the order of the network's outputs, one per line or as JSON.",
-            show_default="the folders, sorted",
-        ),
-    ] = None,
-    eta: Annotated[
-        str | None,
-        typer.Option(
-            metavar="auto|FLOAT",
-            help="Hybridization ratio; auto takes the largest within --max-drop.",
-            show_default="auto",
-        ),
-    ] = None,
-    max_drop: Annotated[
-        float | None,
-        typer.Option(min=0, help="Points of clean accuracy that --eta auto may cost.", show_default="2.0"),
-    ] = None,
-    normalization: Annotated[
-        Normalization | None,
-        typer.Option(help="How saliency is scaled per image before eta.", show_default="none"),
-    ] = None,
-    clip: Annotated[
-        bool | None,
-        typer.Option("--clip/--no-clip", help="Clip x + eta*S to the pixel range.", show_default="no-clip"),
-    ] = None,
-    attack: Annotated[
-        AttackKind | None, typer.Option(help="Adversarial samples to calibrate on.", show_default="pgd")
-    ] = None,
-    epsilon: Annotated[
-        str | None, typer.Option(help="L-infinity radius in pixels of [0, 1].", show_default="8/255")
-    ] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Steps of PGD.", show_default="10")] = None,
-    batches: Annotated[int, typer.Option(min=2, help="Batches to calibrate on.")] = BATCHES,
-    batch_size: Annotated[
-        int, typer.Option(min=2, help="Images a batch; fewer than 128 is noisy.")
-    ] = BATCH_SIZE,
-    image_size: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Side of the network's input in pixels.", show_default="the model's usual one"
-        ),
-    ] = None,
-    mean: Annotated[
-        str | None,
-        typer.Option(help="Per channel, separated by commas.", show_default="the model's usual one"),
-    ] = None,
-    std: Annotated[
-        str | None,
-        typer.Option(help="Per channel, separated by commas.", show_default="the model's usual one"),
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of images and attack.")] = 0,
-    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Where to calibrate.")] = "auto",
-    samples: Annotated[
-        int, typer.Option(min=0, help="Held-out images to store in the bundle for verification.")
-    ] = SAMPLES,
-    paper: Annotated[
-        bool,
-        typer.Option("--paper", help="The paper's settings: eta 0.8, PGD-20 at 8/255, EMA momentum 0.1."),
-    ] = False,
-    out: Annotated[Path, typer.Option(help="Folder of the bundle to write.")] = Path("sad-model"),
+    *,
+    options: CalibrateOptions,
+    out: Annotated[
+        Path,
+        typer.Option(metavar="DIR", help="Folder of the bundle to write.", rich_help_panel=RESULT),
+    ] = DEFAULT_BUNDLE,
+    as_json: AsJson = False,
 ) -> None:
-    """Calibrate a classifier's BatchNorm statistics for SAD and write a bundle."""
-    recipe = resolve(
-        Options(
-            model=model,
-            weights=weights,
-            weights_key=weights_key,
-            data=data,
-            classes=classes,
-            eta=eta,
-            max_drop=max_drop,
-            normalization=normalization,
-            clip=clip,
-            attack=attack,
-            epsilon=epsilon,
-            steps=steps,
-            batches=batches,
-            batch_size=batch_size,
-            image_size=image_size,
-            mean=mean,
-            std=std,
-            seed=seed,
-            device=device,
-            samples=samples,
-            paper=paper,
-        )
-    )
+    """Calibrate a classifier's BatchNorm statistics for SAD and write a bundle.
+
+    Without --eta, several values are tried on held-out images, and the largest that costs little accuracy is
+    taken.
+    """
+    recipe = resolve(options.options())
+    from sad_runtime.bundle import check_destination
+
     check_destination(out)
     for module in _NEEDS:
         require(module, extra="calibrate", need="sad-deploy calibrate")
-    from sad_deploy.calibration_job import run, save
+    from sad_deploy.calibration_job import provenance, run, save
     from sad_deploy.preparation import prepare
 
     with interruptible(f"{out} was not touched"), _progress() as report:
@@ -163,20 +68,36 @@ def calibrate(
         _warn_of_guesses(recipe)
         outcome = run(recipe, preparation, report)
     _print_skipped(outcome)
-    if outcome.choice is not None:
-        _print_sweep(outcome.choice)
-    _print_accuracy(outcome)
+    if not as_json:
+        if outcome.choice is not None:
+            _print_sweep(outcome.choice)
+        _print_accuracy(outcome)
     _warn_of_drop(recipe, outcome)
     save(out, recipe, preparation, outcome)
-    stdout.print(f"bundle: {out}", markup=False)
-    print_hint(f"next: sad-deploy export{'' if out == Path('sad-model') else f' {out}'}")
+    if as_json:
+        eta = outcome.calibration.eta
+        print_json({"bundle": str(out), "eta": eta, "calibration": provenance(recipe, preparation, outcome)})
+    else:
+        print_result(f"bundle: {out}")
+    print_hint(f"next: sad-deploy export{'' if out == DEFAULT_BUNDLE else f' {out}'}")
 
 
 @contextlib.contextmanager
 def _progress() -> Iterator[Report]:
     """One bar a stage on stderr."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TaskID,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    from .console import stderr
+
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=stderr) as bars:
+    with Progress(*columns, console=stderr, disable=is_quiet()) as bars:
         tasks: dict[str, TaskID] = {}
 
         def report(stage: str, done: int, total: int) -> None:
@@ -223,8 +144,10 @@ def _print_skipped(outcome: Outcome) -> None:
 
 
 def _print_sweep(choice: EtaChoice) -> None:
+    from rich.table import Table
+
     plain = choice.plain
-    stdout.print(f"clean accuracy by eta ({plain.images} held-out images, against {plain.reference.value})")
+    print_result(f"clean accuracy by eta ({plain.images} held-out images, against {plain.reference.value})")
     table = Table()
     table.add_column("eta", justify="right")
     table.add_column("clean %", justify="right")
@@ -233,16 +156,15 @@ def _print_sweep(choice: EtaChoice) -> None:
     for row in choice.rows:
         chosen = "chosen" if row.eta == choice.calibration.eta else ""
         table.add_row(f"{row.eta:g}", f"{row.accuracy.percent:.2f}", f"{row.drop:+.2f}", chosen)
-    stdout.print(table)
+    print_result(table)
 
 
 def _print_accuracy(outcome: Outcome) -> None:
     before, after = outcome.before, outcome.after
-    stdout.print(
+    print_result(
         f"clean accuracy: {before.percent:.2f} % before, {after.percent:.2f} % after, "
         f"with eta {outcome.calibration.eta:g} "
-        f"({before.images} {outcome.split} images, against {before.reference.value})",
-        soft_wrap=True,
+        f"({before.images} {outcome.split} images, against {before.reference.value})"
     )
 
 

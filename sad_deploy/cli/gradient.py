@@ -9,36 +9,54 @@ import typer
 
 from sad_runtime.choices import ConvGradient, Target
 from sad_runtime.extras import require
+from sad_runtime.files import Destination
 
-from .console import print_note, print_status
-from .export import refuse_same_file
+from .console import print_json, print_note, print_status
+from .options import (
+    AsJson,
+    ConvGradientChoice,
+    ForwardArgument,
+    Logits,
+    TargetChoice,
+    check_forward,
+    refuse_same_file,
+)
 
 
 def gradient(
-    forward: Annotated[Path, typer.Argument(metavar="forward.onnx", help="A classifier: images → logits.")],
+    forward: ForwardArgument,
+    *,
+    logits: Logits = None,
+    target: TargetChoice = Target.PORTABLE,
+    conv_gradient: ConvGradientChoice = ConvGradient.AUTO,
     out: Annotated[
-        Path | None, typer.Option(help="Where the graph goes.", show_default="NAME.gradient.onnx")
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Where the graph goes.",
+            show_default="FORWARD.gradient.onnx",
+            rich_help_panel="Result",
+        ),
     ] = None,
-    logits: Annotated[
-        str | None, typer.Option(help="The output that holds the logits, if there are several.")
-    ] = None,
-    target: Annotated[
-        Target, typer.Option(help="cpu: the same results, faster in onnxruntime on the CPU.")
-    ] = Target.PORTABLE,
-    dgrad: Annotated[
-        ConvGradient, typer.Option(help="How convolutions are differentiated.")
-    ] = ConvGradient.AUTO,
+    as_json: AsJson = False,
 ) -> None:
     """Add the gradient of the largest logit to an ONNX classifier: outputs logits and gradient.
 
-    Standard operators only, with a dynamic batch if the classifier has one.
+    Standard operators only, with a dynamic batch if the classifier has one. The graph is run and compared
+    with the classifier before it is kept.
     """
+    check_forward(forward)
     require("onnx_ir", extra="export", need="sad-deploy gradient")
     from sad_export import write_gradient
 
     out = out or forward.with_suffix(".gradient.onnx")
+    Destination.of(out)
     refuse_same_file(forward, out)
-    made = write_gradient(forward, out, logits=logits, conv_gradient=dgrad, target=target, notice=print_note)
+    made = write_gradient(
+        forward, out, logits=logits, conv_gradient=conv_gradient, target=target, notice=print_note
+    )
+    if as_json:
+        print_json({"graph": str(made.graph), "bytes": made.bytes})
     print_status(
         f"{out}: {made.bytes / 1e6:.2f} MB, run and compared with {forward}; "
         "outputs logits (N, K) and gradient, shaped as the image"

@@ -5,20 +5,16 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-import typer
 from differentiate import run as run_graph
 from models import forward_onnx, small_cnn
 from typer.testing import CliRunner
 
-from sad_deploy.cli.gradient import gradient
+from sad_deploy.cli import app
 from sad_runtime.errors import UserError
-
-app = typer.Typer(pretty_exceptions_enable=False)
-app.command()(gradient)
 
 
 def run(*arguments: str) -> None:
-    CliRunner().invoke(app, list(arguments), catch_exceptions=False, standalone_mode=False)
+    CliRunner().invoke(app, ["gradient", *arguments], catch_exceptions=False, standalone_mode=False)
 
 
 @pytest.fixture
@@ -59,6 +55,14 @@ def test_a_graph_too_large_for_one_file_is_refused_and_leaves_none(
 def test_an_unwritable_destination_is_one_line(forward: Path) -> None:
     with pytest.raises(UserError, match=r"cannot write .*out\.onnx: Not a directory"):
         run(str(forward), "--out", str(forward / "out.onnx"))
+
+
+@pytest.mark.parametrize("name", [".", "/", ""])
+def test_a_folder_is_no_classifier_and_no_destination(forward: Path, name: str) -> None:
+    with pytest.raises(UserError, match="is a folder; a classifier is an ONNX file"):
+        run(name)
+    with pytest.raises(UserError, match="is a folder; --out names a file"):
+        run(str(forward), "--out", name)
 
 
 def test_a_folder_that_does_not_exist_is_made(forward: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -42,15 +43,33 @@ def test_manifest_is_a_table_on_stdout(
         "shorter side 8 (bilinear), crop 8×8",
         "0.4, 0.5, 0.6",
         "0.2, 0.25, 0.3",
-        "calibration.clean_accuracy.before",
+        "clean accuracy before",
         "0.75",
-        "label_agreement",
+        "label agreement",
+        "100 %",
         "model.onnx",
         "unchanged",
         "schema 1",
     ):
         assert part in out
     assert "CHANGED" not in out
+
+
+def test_the_sweep_is_its_table_and_percents_are_named(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"eta": eta, "clean_percent": percent} for eta, percent in ((0.1, 99.0), (0.5, 97.25))]
+    measured = {"images": 100, "split": "held-out", "against": "labels", "before_percent": 98.5}
+    sweep = {**measured, "chosen": "sweep", "max_drop_points": 2.0, "within_max_drop": True, "rows": rows}
+    accuracy = {**measured, "after_percent": 97.25}
+    with changed(Path("sad-model"), calibration={"clean_accuracy": accuracy, "eta": sweep}):
+        pass
+    assert run(monkeypatch) == 0
+    shown = " ".join(re.sub(r"[^\w.%+-]+", " ", capfd.readouterr().out).split())
+    assert "98.50 % before 97.25 % with the defence -1.25 points 100 held-out images against labels" in shown
+    assert "0.1 99.00 +0.50" in shown
+    eta = Bundle.open("sad-model").manifest.defence.eta
+    assert ("0.5 97.25 -1.25 chosen" in shown) is (eta == 0.5)
 
 
 def test_json_is_the_manifest_and_the_state_of_the_files(

@@ -88,7 +88,7 @@ def test_interruption_finishes_its_batch_and_prints_the_command_that_goes_on(
     assert f"interrupted after {len(kept)} images" in text
     assert "Traceback" not in text
     assert not Path("predictions.jsonl").exists()
-    command = text.partition("go on with: sad-deploy ")[2].splitlines()[0]
+    command = text.partition("resume with: sad-deploy ")[2].splitlines()[0]
     assert command == "infer --resume many --batch-size 4 --out predictions.jsonl --workers 2"
     again = subprocess.run([*MAIN, *shlex.split(command)], capture_output=True, text=True, check=False)
     assert again.returncode == 3
@@ -151,7 +151,7 @@ def test_repeating_the_plain_command_does_not_lose_an_unfinished_run(here: Path)
     again = infer()
     assert again.returncode == 2
     assert "predictions.jsonl.partial holds the rows of an unfinished run" in again.stderr
-    assert "go on with: sad-deploy infer --resume many; or replace them with --overwrite" in again.stderr
+    assert "resume with: sad-deploy infer --resume many; or replace them with --overwrite" in again.stderr
     assert PARTIAL.read_bytes() == before
     assert infer("--overwrite").returncode == 3
     assert_every_image_once()
@@ -229,7 +229,7 @@ def test_a_full_disk_is_one_line_and_can_be_gone_on_with(here: Path) -> None:
     assert full.returncode == 2
     assert "Traceback" not in full.stderr
     assert "cannot write to" in full.stderr
-    assert "go on with: sad-deploy infer --resume many" in full.stderr
+    assert "resume with: sad-deploy infer --resume many" in full.stderr
     assert not Path("predictions.jsonl").exists()
     assert all("path" in row for row in rows(PARTIAL))
     assert infer("--resume").returncode == 3

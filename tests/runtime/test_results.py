@@ -103,6 +103,35 @@ def test_a_failed_row_holds_only_error_and_stamp() -> None:
     assert failed("a.png").label is failed("a.png").class_name is failed("a.png").probability is None
 
 
+@pytest.mark.parametrize("written", [FULL, row("a.png"), failed("b.png"), Row("c", row("").ranking)])
+def test_a_row_comes_back_from_its_line(written: Row) -> None:
+    assert Row.from_json(written.to_json()) == written
+    assert Row.from_json(written.to_json().encode() + b"\n") == written
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *(
+            "",
+            "{",
+            "[]",
+            "3",
+            "null",
+            '{"path": 3, "label": 1}',
+            '{"path": "a"}',
+            '{"path": "a", "error": "x"}',
+        ),
+        '{"path": "a", "label": "x", "class": "x", "probability": 1}',
+        '{"path": "a", "error": {"code": "unheard-of", "message": ""}}',
+        "[" * 100_000,
+    ],
+)
+def test_what_is_not_a_row_is_a_value_error(line: str) -> None:
+    with pytest.raises(ValueError, match="not a row"):
+        Row.from_json(line)
+
+
 @pytest.mark.parametrize(
     "name", [b"caf\xc3\xa9.png", b"\xff\xfe.png", b"line\nbreak\t\"'.png", b"\xf0\x9f\xa6\x86"]
 )

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Container, Iterable, Iterator
 from typing import IO
 
-from .journal import Entry
+from ..results import Row
 from .tally import Kind, Tally, kind_of
 from .text import in_script, visible
 
@@ -37,7 +37,7 @@ class Listing:
         limit: Rows listed at most.
     """
 
-    def __init__(self, rows: Iterable[Entry], counts: Tally, pictured: Container[str], *, limit: int) -> None:
+    def __init__(self, rows: Iterable[Row], counts: Tally, pictured: Container[str], *, limit: int) -> None:
         self.pictures: list[str] = []
         self._folders: dict[str, int] = {}
         self._codes: dict[str, int] = {}
@@ -55,35 +55,35 @@ class Listing:
         room: dict[Kind, int] = {}
         for kind in Kind:
             room[kind] = min(counts.kinds[kind], limit - sum(room.values()))
-        for entry in rows:
-            kind = kind_of(entry, pictured)
+        for row in rows:
+            kind = kind_of(row, pictured)
             if room[kind]:
                 room[kind] -= 1
-                self._append(entry, with_picture=kind is Kind.PICTURED)
+                self._append(row, with_picture=kind is Kind.PICTURED)
 
     def __len__(self) -> int:
         return len(self._names)
 
-    def _append(self, entry: Entry, *, with_picture: bool) -> None:
-        row = len(self._names)
-        folder, slash, name = entry.path.rpartition("/")
+    def _append(self, row: Row, *, with_picture: bool) -> None:
+        at = len(self._names)
+        folder, slash, name = row.path.rpartition("/")
         self._names.append(visible(name))
         self._folder.append(self._folders.setdefault(visible(folder + slash), len(self._folders)))
-        ranking = [number for label, p in entry.ranking[:RANKS] for number in (label, round(p * PARTS))]
+        ranking = [number for label, _, p in row.ranking[:RANKS] for number in (label, round(p * PARTS))]
         self._ranks = max(self._ranks, len(ranking) // 2)
         padded = ranking + [_NOTHING] * (2 * RANKS - len(ranking))
         self._label.append(padded[0])
         self._probability.append(padded[1])
         self._rest.extend(padded[2:])
-        self._plain.append(_NOTHING if entry.plain_label is None else entry.plain_label)
-        if entry.error is not None:
-            code, message = entry.error
-            self._failures.append((row, self._codes.setdefault(code, len(self._codes)), visible(message)))
-        if entry.frames > 1:
-            self._frames.append((row, entry.frames))
+        self._plain.append(_NOTHING if row.plain is None else row.plain.label)
+        if row.error is not None:
+            code, message = row.error
+            self._failures.append((at, self._codes.setdefault(code, len(self._codes)), visible(message)))
+        if row.frames > 1:
+            self._frames.append((at, row.frames))
         if with_picture:
-            self._pictured.append(row)
-            self.pictures.append(entry.path)
+            self._pictured.append(at)
+            self.pictures.append(row.path)
 
     def write(self, file: IO[str], classes: Iterable[str]) -> None:
         """Write the columns as one JSON object that is safe inside a ``script`` element.

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from ..errors import UserError
 from ..files import Destination, written_whole
 from ..manifest import Manifest
-from .journal import entries
+from .journal import read_rows
 from .listing import LISTED_ROWS, Listing
 from .page import GENERATOR, write_page
 from .pictures import strip
@@ -99,8 +99,8 @@ class Report:
             UserError: The journal cannot be read or the page not written; the pictures are kept.
         """
         num_classes = len(self.manifest.classes)
-        counts = tally(entries(journal, num_classes), self._sample, self._sample.lacks)
-        listing = Listing(entries(journal, num_classes), counts, self._sample, limit=LISTED_ROWS)
+        counts = tally(read_rows(journal, num_classes), self._sample, self._sample.lacks)
+        listing = Listing(read_rows(journal, num_classes), counts, self._sample, limit=LISTED_ROWS)
         run = Run(backend, seconds, counts.images if processed is None else processed)
         with (
             written_whole(self.path, option="--report") as draft,

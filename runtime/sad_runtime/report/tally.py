@@ -7,7 +7,7 @@ import enum
 from collections import Counter
 from collections.abc import Callable, Container, Iterable
 
-from .journal import Entry
+from ..results import Row
 
 BINS = 10
 """Confidence is counted in this many equal parts of [0, 1]."""
@@ -58,7 +58,7 @@ class Tally:
 
 
 def tally(
-    rows: Iterable[Entry], pictured: Container[str], lacking: Callable[[str], bool] = lambda name: False
+    rows: Iterable[Row], pictured: Container[str], lacking: Callable[[str], bool] = lambda name: False
 ) -> Tally:
     """Count the rows of a run; memory grows with the classes and error codes, not with the rows.
 
@@ -68,29 +68,29 @@ def tally(
         lacking: Whether an image should have a picture and has none.
     """
     counts = Tally()
-    for entry in rows:
+    for row in rows:
         counts.images += 1
-        counts.kinds[kind_of(entry, pictured)] += 1
-        if entry.error is not None:
-            code, message = entry.error
+        counts.kinds[kind_of(row, pictured)] += 1
+        if row.error is not None:
+            code, message = row.error
             counts.errors[code] += 1
             examples = counts.examples.setdefault(code, [])
             if len(examples) < EXAMPLES:
-                examples.append((entry.path, message))
+                examples.append((row.path, message))
             continue
-        label, probability = entry.ranking[0]
+        label, _, probability = row.ranking[0]
         counts.labels[label] += 1
         counts.confidences[min(int(probability * BINS), BINS - 1)] += 1
-        counts.compared += entry.plain_label is not None
-        counts.changed += entry.changed
-        counts.lost += lacking(entry.path)
+        counts.compared += row.plain is not None
+        counts.changed += row.changed
+        counts.lost += lacking(row.path)
     return counts
 
 
-def kind_of(entry: Entry, pictured: Container[str]) -> Kind:
+def kind_of(row: Row, pictured: Container[str]) -> Kind:
     """The first kind that fits the row."""
-    if entry.error is not None:
+    if row.error is not None:
         return Kind.FAILED
-    if entry.path in pictured:
+    if row.path in pictured:
         return Kind.PICTURED
-    return Kind.CHANGED if entry.changed else Kind.OTHER
+    return Kind.CHANGED if row.changed else Kind.OTHER

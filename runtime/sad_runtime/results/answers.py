@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -50,11 +49,10 @@ def answered(
         what = [name for name, rows_of_name in bad.items() if rows_of_name[n]]
         if ranking is None or what:
             failure = Failure(ErrorCode.NON_FINITE, f"the model's {' and '.join(what)} are not finite")
-            done.append(dataclasses.replace(row, error=failure))
+            done.append(row._replace(error=failure))
             continue
         done.append(
-            dataclasses.replace(
-                row,
+            row._replace(
                 ranking=ranking,
                 plain=plain[n] if plain else None,
                 statistics=_size(prediction.saliency[n])

@@ -1,16 +1,13 @@
-r"""Which images a journal has rows of already, in 17 bytes a row.
+"""Which images a journal has rows of already, in 17 bytes per row.
 
-A line as ``Row.to_json`` writes it is read up to the stamp, its string with every escape, and not beyond: a
-ranking costs ten times as much to parse as the rest. A line written differently, for example by another tool,
-is parsed as a whole, and so is the journal's end, where a power failure may have left damage.
+Of a line as ``Row.to_json`` writes it only the head is read. A line written differently, for example by
+another tool, is parsed as a whole, and so is the journal's end, where a power failure may have left damage.
 """
 
 from __future__ import annotations
 
 import bisect
-import json
 import os
-import re
 from array import array
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -20,11 +17,8 @@ import numpy as np
 
 from ..errors import UserError
 from ..sources import Item
+from .row import match_head, parse_head
 
-_LINE = re.compile(
-    rb'\{"path": "([^"\\]*(?:\\.[^"\\]*)*)"'
-    rb'(?:, "size": (\d+), "mtime_ns": (-?\d+))?, "(?:label|(error))": .+\}\n'
-)
 _PARSED_TAIL = 1 << 23
 """Bytes at the end of which every line is parsed; a batch, written at once, is smaller unless it is huge."""
 
@@ -125,19 +119,12 @@ def compact(journal: Path, target: Path) -> None:
 def _heads(file: IO[bytes]) -> Iterator[tuple[int, int, bool, int]]:
     """Of every row up to the incomplete end: 64 bits each of path and stamp, whether it failed, its end."""
     parse_from = os.fstat(file.fileno()).st_size - _PARSED_TAIL
-    match_line = _LINE.fullmatch
     end = damaged = 0
     for number, line in enumerate(file, 1):
-        # A million times, so that nothing is called that need not be.
-        match = match_line(line) if end < parse_from else None
+        head = match_head(line) if end < parse_from and not damaged else None
+        head = head or parse_head(line)
         end += len(line)
-        if match is not None and not damaged:
-            path, size, mtime_ns, failed = match.groups()
-            if b"\\" in path:
-                path = json.loads(b'"%b"' % path).encode("utf-8", "surrogatepass")
-            stamp = _NO_STAMP if size is None else hash((int(size), int(mtime_ns)))
-            yield hash(path), stamp, failed is not None, end
-        elif (head := _parsed_head(line)) is None:
+        if head is None:
             damaged = damaged or number
         elif damaged:
             raise UserError(
@@ -145,21 +132,5 @@ def _heads(file: IO[bytes]) -> Iterator[tuple[int, int, bool, int]]:
                 hint="mend or remove the line, or start afresh with --overwrite",
             )
         else:
-            yield *head, end
-
-
-def _parsed_head(line: bytes) -> tuple[int, int, bool] | None:
-    """The same of one line, parsed as a whole; ``None`` if it is not a row."""
-    if not line.endswith(b"\n"):
-        return None
-    try:
-        row = json.loads(line)
-        if not isinstance(row["path"], str) or ("label" in row) == ("error" in row):
-            return None
-        stamp = hash((int(row["size"]), int(row["mtime_ns"]))) if "size" in row else _NO_STAMP
-    except (ValueError, TypeError, KeyError, RecursionError):
-        return None
-    return hash(row["path"].encode("utf-8", "surrogatepass")), stamp, "error" in row
-
-
-_NO_STAMP = hash(())
+            path, stamp, failed = head
+            yield hash(path), hash(stamp), failed, end

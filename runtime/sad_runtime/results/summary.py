@@ -17,6 +17,10 @@ class Summary:
         failures: Rows by error code.
         examples: The first failure of each code: path and message.
         classes: Predictions by (label, class name), so that two classes of one name stay apart.
+        skipped: Images left out because an earlier run, which this one resumes, has a row of them; ``None``
+            if there was none.
+        skipped_failures: Those of them whose row is an error.
+        left_out: Files left out because they do not end like an image, by extension.
     """
 
     def __init__(self) -> None:
@@ -24,6 +28,9 @@ class Summary:
         self.failures: Counter[str] = Counter()
         self.examples: dict[str, str] = {}
         self.classes: Counter[tuple[int, str]] = Counter()
+        self.skipped: int | None = None
+        self.skipped_failures = 0
+        self.left_out: Counter[str] = Counter()
         self._started = time.perf_counter()
 
     def add(self, rows: Iterable[Row]) -> None:

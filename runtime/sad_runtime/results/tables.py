@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import csv
 import itertools
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -23,6 +22,7 @@ from ..extras import require
 from ..files import written_whole
 from ..result_format import ResultFormat
 from .columns import Columns
+from .row import flat_values
 
 _ROWS_IN_A_GROUP = 10_000
 _BYTES_IN_A_GROUP = 1 << 25  # of JSON; rows with logits are long
@@ -64,23 +64,13 @@ def _groups(journal: Path) -> Iterator[list[dict[str, Any]]]:
     size = 0
     with journal.open("rb") as file:
         for line in file:
-            group.append(_flat(json.loads(line)))
+            group.append(flat_values(line))
             size += len(line)
             if len(group) == _ROWS_IN_A_GROUP or size >= _BYTES_IN_A_GROUP:
                 yield group
                 group, size = [], 0
     if group:
         yield group
-
-
-def _flat(row: dict[str, Any]) -> dict[str, Any]:
-    """A row, flat but for ``top_k`` and ``logits``."""
-    error = row.pop("error", None)
-    if error is None:
-        row.setdefault("frames", 1)
-    else:
-        row["error_code"], row["error_message"] = error["code"], error["message"]
-    return row
 
 
 def _scalars(columns: Columns) -> tuple[dict[str, str], dict[str, str]]:

@@ -1,0 +1,176 @@
+"""The options of ``sad-deploy calibrate``."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated
+
+import typer
+
+from sad_deploy.attack_config import AttackKind
+from sad_deploy.recipe import BATCH_SIZE, BATCHES, SAMPLES, Options
+from sad_runtime.choices import Normalization
+
+_NETWORK = "Network"
+_DATA = "Data"
+_DEFENCE = "Defence"
+_ATTACK = "Attack"
+_CALIBRATION = "Calibration"
+
+
+@dataclasses.dataclass(frozen=True)
+class CalibrateOptions:
+    """They are explained to Python callers at :class:`sad_deploy.recipe.Options`."""
+
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="digits, cifar-resnet18, cifar-resnet50, cifar-wrn32-10, a torchvision classifier, or "
+            "package.module:factory.",
+            show_default="digits",
+            metavar="NAME",
+            rich_help_panel=_NETWORK,
+        ),
+    ] = None
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|NAME",
+            help="State dict (.safetensors or PyTorch), or a name of torchvision's published weights.",
+            rich_help_panel=_NETWORK,
+        ),
+    ] = None
+    weights_key: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KEY",
+            help="Which of several state dicts in the file, for example model_ema.",
+            show_default="the usual one",
+            rich_help_panel=_NETWORK,
+        ),
+    ] = None
+    classes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Class names in the order of the network's outputs, one per line or as JSON.",
+            show_default="the folders, sorted",
+            rich_help_panel=_NETWORK,
+        ),
+    ] = None
+    image_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Side of the network's input in pixels.",
+            show_default="the model's usual one",
+            rich_help_panel=_NETWORK,
+        ),
+    ] = None
+    mean: Annotated[
+        str | None,
+        typer.Option(
+            help="Per channel, separated by commas.",
+            show_default="the model's usual one",
+            metavar="X,X,X",
+            rich_help_panel=_NETWORK,
+        ),
+    ] = None
+    std: Annotated[
+        str | None,
+        typer.Option(
+            help="Per channel, separated by commas.",
+            show_default="the model's usual one",
+            metavar="X,X,X",
+            rich_help_panel=_NETWORK,
+        ),
+    ] = None
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="digits, cifar10:PATH, cifar100:PATH, or a folder of images.",
+            show_default="digits",
+            metavar="NAME|DIR",
+            rich_help_panel=_DATA,
+        ),
+    ] = None
+    samples: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Held-out images to store in the bundle for verification.", rich_help_panel=_DATA
+        ),
+    ] = SAMPLES
+    eta: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|FLOAT",
+            help="Hybridization ratio; auto takes the largest within --max-drop.",
+            show_default="auto",
+            rich_help_panel=_DEFENCE,
+        ),
+    ] = None
+    max_drop: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="Points of clean accuracy that --eta auto may cost.",
+            show_default="2.0",
+            rich_help_panel=_DEFENCE,
+        ),
+    ] = None
+    normalization: Annotated[
+        Normalization | None,
+        typer.Option(
+            help="How saliency is scaled per image before eta.", show_default="none", rich_help_panel=_DEFENCE
+        ),
+    ] = None
+    clip: Annotated[
+        bool | None,
+        typer.Option(
+            "--clip/--no-clip",
+            help="Clip x + eta*S to the pixel range.",
+            show_default="no-clip",
+            rich_help_panel=_DEFENCE,
+        ),
+    ] = None
+    attack: Annotated[
+        AttackKind | None,
+        typer.Option(
+            help="Adversarial samples to calibrate on.", show_default="pgd", rich_help_panel=_ATTACK
+        ),
+    ] = None
+    epsilon: Annotated[
+        str | None,
+        typer.Option(
+            help="L-infinity radius in pixels of [0, 1].",
+            show_default="8/255",
+            metavar="X",
+            rich_help_panel=_ATTACK,
+        ),
+    ] = None
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Steps of PGD.", show_default="10", rich_help_panel=_ATTACK)
+    ] = None
+    batches: Annotated[
+        int, typer.Option(min=2, help="Batches to calibrate on.", rich_help_panel=_CALIBRATION)
+    ] = BATCHES
+    batch_size: Annotated[
+        int,
+        typer.Option(min=2, help="Images a batch; fewer than 128 is noisy.", rich_help_panel=_CALIBRATION),
+    ] = BATCH_SIZE
+    seed: Annotated[int, typer.Option(min=0, help="Of images and attack.", rich_help_panel=_CALIBRATION)] = 0
+    device: Annotated[
+        str, typer.Option(metavar="auto|cpu|cuda", help="Where to calibrate.", rich_help_panel=_CALIBRATION)
+    ] = "auto"
+    paper: Annotated[
+        bool,
+        typer.Option(
+            "--paper",
+            help="The paper's settings: eta 0.8, PGD-20 at 8/255, EMA momentum 0.1.",
+            rich_help_panel=_CALIBRATION,
+        ),
+    ] = False
+
+    def options(self) -> Options:
+        """For the recipe."""
+        return Options(**{field.name: getattr(self, field.name) for field in dataclasses.fields(self)})

@@ -1,0 +1,185 @@
+"""Options that several commands take, declared once: the same word means the same everywhere.
+
+A command names a dataclass of options as one parameter, and :func:`expanded` makes options of its fields.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+import typer
+
+from sad_runtime.choices import ConvGradient, Precision, Ranges, Target
+from sad_runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from sad_export import GraphOptions
+
+GRAPH = "Graph"
+RESULT = "Result"
+
+DEFAULT_BUNDLE = Path("sad-model")
+
+BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A calibrated bundle.")]
+ForwardArgument = Annotated[
+    Path, typer.Argument(metavar="FORWARD.onnx", help="A classifier: images → logits, or probabilities.")
+]
+Logits = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="The output that holds the logits, where there are several.",
+        show_default=False,
+        rich_help_panel=GRAPH,
+    ),
+]
+TargetChoice = Annotated[
+    Target,
+    typer.Option(
+        metavar="|".join(Target),
+        help="cpu: the same results, faster in onnxruntime on the CPU.",
+        rich_help_panel=GRAPH,
+    ),
+]
+ConvGradientChoice = Annotated[
+    ConvGradient,
+    typer.Option(
+        metavar="|".join(ConvGradient),
+        help="How the gradient of convolutions is written; auto: as an engine shares weights, and conv where "
+        "TensorRT has no kernel for that.",
+        rich_help_panel=GRAPH,
+    ),
+]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print the result as JSON, for programs.", rich_help_panel=RESULT)
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class GraphChoices:
+    """In which form a two-pass graph is written; see :class:`sad_export.GraphOptions`."""
+
+    precision: Annotated[
+        Precision,
+        typer.Option(
+            metavar="|".join(Precision), help="Type that the graph computes in.", rich_help_panel=GRAPH
+        ),
+    ] = Precision.FP32
+    saliency_precision: Annotated[
+        Precision | None,
+        typer.Option(
+            metavar="NAME",
+            help="Another type for the first pass and the gradient.",
+            show_default="as --precision",
+            rich_help_panel=GRAPH,
+        ),
+    ] = None
+    ranges: Annotated[
+        Ranges | None,
+        typer.Option(
+            metavar="|".join(Ranges),
+            help="int8: how ranges are found on real images.",
+            show_default="percentile",
+            rich_help_panel=GRAPH,
+        ),
+    ] = None
+    target: TargetChoice = Target.PORTABLE
+    conv_gradient: ConvGradientChoice = ConvGradient.AUTO
+    allow_inaccurate: Annotated[
+        bool,
+        typer.Option(
+            "--allow-inaccurate",
+            help="Keep a lower precision also below its tolerance.",
+            rich_help_panel=GRAPH,
+        ),
+    ] = False
+
+    def options(self) -> GraphOptions:
+        """For the exporter.
+
+        Raises:
+            UserError: They do not go together.
+        """
+        from sad_export import GraphOptions
+
+        return GraphOptions(**{field.name: getattr(self, field.name) for field in dataclasses.fields(self)})
+
+
+def expanded(command: Callable[..., None]) -> Callable[..., None]:
+    """A command whose parameters that are dataclasses are replaced by an option for each of their fields."""
+    groups: dict[str, Any] = {}
+    parameters = []
+    hints = get_type_hints(command, include_extras=True)
+    for parameter in inspect.signature(command).parameters.values():
+        kind = hints[parameter.name]
+        if dataclasses.is_dataclass(kind):
+            groups[parameter.name] = kind
+            parameters += _fields_of(kind)
+        else:
+            parameters.append(parameter.replace(annotation=kind, kind=inspect.Parameter.KEYWORD_ONLY))
+
+    @functools.wraps(command)
+    def taking_options(**given: Any) -> None:
+        for name, kind in groups.items():
+            given[name] = kind(**{field.name: given.pop(field.name) for field in dataclasses.fields(kind)})
+        command(**given)
+
+    del taking_options.__wrapped__  # its signature is not this one's
+    taking_options.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    taking_options.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return taking_options
+
+
+def _fields_of(kind: Any) -> list[inspect.Parameter]:
+    hints = get_type_hints(kind, include_extras=True)
+    return [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if field.default is dataclasses.MISSING else field.default,
+            annotation=hints[field.name],
+        )
+        for field in dataclasses.fields(kind)
+    ]
+
+
+def option_names(given: Mapping[str, bool]) -> list[str]:
+    """Options by the names of their parameters, where they were given."""
+    return [f"--{name.replace('_', '-')}" for name, is_given in given.items() if is_given]
+
+
+def numbers(text: str | None, option: str) -> tuple[float, ...] | None:
+    """Numbers separated by commas.
+
+    Raises:
+        UserError: Something else.
+    """
+    try:
+        return None if text is None else tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise UserError(f"{option} takes comma-separated numbers, got {text!r}") from None
+
+
+def check_forward(forward: Path) -> None:
+    """Refuse what cannot be a graph's file.
+
+    Raises:
+        UserError: It has no name, as ``.`` and ``/``, or is a folder.
+    """
+    if not forward.name or forward.is_dir():
+        raise UserError(f"{forward} is a folder; a classifier is an ONNX file")
+
+
+def refuse_same_file(source: Path, out: Path) -> None:
+    """Refuse to write over the graph that is read.
+
+    Raises:
+        UserError: ``out`` is ``source``.
+    """
+    if out.exists() and source.exists() and out.samefile(source):
+        raise UserError(f"--out {out} is the graph that is read", hint="name another file")
