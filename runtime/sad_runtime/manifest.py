@@ -177,8 +177,7 @@ class Graph:
         file: Path inside the bundle.
         precision: ``fp32``, ``fp16``, ``bf16`` or ``int8``; ``fp32-fp16`` where the second pass is in fp32,
             and what gives the saliency, first pass and backward, in fp16.
-        dgrad: How the backward convolutions were written: ``auto``, ``auto-fp16`` (the same for a saliency in
-            fp16), ``convtranspose`` or ``conv``.
+        dgrad: How the gradient of convolutions was written: ``auto``, ``convtranspose`` or ``conv``.
         target: What the graph was written for: ``portable`` or ``cpu``.
         verification: Figures of the comparison with PyTorch on real images.
     """
