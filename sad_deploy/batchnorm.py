@@ -119,7 +119,7 @@ def update_statistics(model: nn.Module, layers: Layers, x: Tensor, *, momentum: 
     try:
         with torch.no_grad(), _training_only(model, layers, momentum):
             try:
-                model(x)
+                model(x.clone())  # some networks change their input in place
             except ValueError as error:
                 if "more than 1 value per channel" not in str(error):
                     raise

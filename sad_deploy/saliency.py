@@ -68,12 +68,15 @@ def _divide(s: Tensor, scale: Tensor) -> Tensor:
 
 
 def logits_of(model: nn.Module, x: Tensor) -> Tensor:
-    """Run the model and check that it returned one row of logits a sample.
+    """Run the model and check that it returned one row of logits per sample.
+
+    It gets a copy, since some networks normalise their input in place: neither a leaf that a gradient is
+    taken of, nor a batch that is used again, may change.
 
     Raises:
         UserError: The output is not a floating-point (N, K) tensor.
     """
-    logits = model(x)
+    logits = model(x.clone())
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(x):
         found = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
         raise UserError(

@@ -191,7 +191,6 @@ class _Writer:
             pixels,
             eta=self.defence.eta,
             normalization=self.defence.normalization,
-            clip=None,
             mean=self.defence.mean,
             std=self.defence.std,
             logits=self.defence.logits,

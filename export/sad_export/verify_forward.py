@@ -54,7 +54,6 @@ def verify_forward(
     *,
     eta: float,
     normalization: Normalization,
-    clip: tuple[Array, Array] | None,
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
     logits: str | None = None,
@@ -67,7 +66,6 @@ def verify_forward(
         images: (N, C, H, W) float32 for the two-pass graph's input.
         eta: As given to :func:`sad_export.two_pass`, like the following.
         normalization: How S is scaled.
-        clip: Bounds of x + η·n(S), each broadcastable to (N, C, H, W).
         mean: Per channel, or None if the forward graph takes the images as they are.
         std: Per channel.
         logits: Name of the forward graph's logits, where it has several outputs.
@@ -83,8 +81,6 @@ def verify_forward(
         x = (x - np.reshape(mean, (-1, 1, 1))) / np.reshape(std, (-1, 1, 1))
     phi = reference(forward, x[:4], logits=logits)
     mixed = x + eta * _normalized(saliency.astype(np.float64), normalization)
-    if clip is not None:
-        mixed = np.clip(mixed, *clip)
     zero = count_zero(saliency)
     figures = ForwardVerification(
         images=len(images),

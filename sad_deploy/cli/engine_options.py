@@ -89,7 +89,7 @@ class EngineOptions:
         bool,
         typer.Option(
             "--no-engine-cache",
-            help="Build anew; by default engines are kept in ~/.cache/sad-deploy.",
+            help="Build again; by default engines are kept in ~/.cache/sad-deploy.",
             rich_help_panel=_PANEL,
         ),
     ] = False

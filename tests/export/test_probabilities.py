@@ -218,7 +218,7 @@ def test_saliency_of_zero_on_most_images_is_not_verified(tmp_path: Path) -> None
 
 def check(graph: Path, forward: Path, images: Array) -> ForwardVerification:
     return verify_forward(
-        graph, forward, images, eta=0.0, normalization=Normalization.NONE, clip=None, mean=None, std=None
+        graph, forward, images, eta=0.0, normalization=Normalization.NONE, mean=None, std=None
     )
 
 

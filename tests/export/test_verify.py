@@ -124,9 +124,7 @@ def test_a_bare_graph_is_checked_against_itself(
     options = {"eta": 0.1, "mean": (0.4, 0.5, 0.6), "std": (0.2, 0.25, 0.3)}
     path = saved(two_pass(forward, normalization=normalization, **options), tmp_path)
     onnx.save(forward, str(tmp_path / "forward.onnx"))
-    figures = verify_forward(
-        path, tmp_path / "forward.onnx", IMAGES, normalization=normalization, clip=None, **options
-    )
+    figures = verify_forward(path, tmp_path / "forward.onnx", IMAGES, normalization=normalization, **options)
     assert figures.slope_error < 0.02
 
 
@@ -142,5 +140,5 @@ def test_a_scaled_saliency_contradicts_the_slope(forward: onnx.ModelProto, tmp_p
     with pytest.raises(VerificationError, match="slope along the saliency"):
         verify_forward(
             saved(graph, tmp_path), tmp_path / "forward.onnx", IMAGES,
-            eta=0.1, normalization=Normalization.NONE, clip=None, mean=None, std=None,
+            eta=0.1, normalization=Normalization.NONE, mean=None, std=None,
         )  # fmt: skip

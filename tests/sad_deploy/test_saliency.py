@@ -96,3 +96,24 @@ def test_normalised_maps_have_unit_size_whatever_their_scale(scale):
     assert torch.equal(normalize_saliency(s, "linf").flatten(1).abs().amax(1), torch.ones(4))
     assert torch.equal(normalize_saliency(s, "sign"), s.sign())
     assert normalize_saliency(s, "none") is s
+
+
+class InPlace(nn.Module):
+    """Normalises its input in place, as networks from before torchvision's transforms do."""
+
+    def __init__(self, body):
+        super().__init__()
+        self.body = body
+
+    def forward(self, x):
+        return self.body(x.sub_(0.4).div_(0.2))
+
+
+def test_a_network_that_changes_its_input_in_place_gets_a_copy():
+    model, x = small_network(), images(3)
+    before = x.clone()
+    s, logits = saliency(InPlace(model), x)
+    assert torch.equal(x, before)
+    expected, expected_logits = saliency(model, (x - 0.4) / 0.2)
+    torch.testing.assert_close(logits, expected_logits)
+    torch.testing.assert_close(s, expected / 0.2)

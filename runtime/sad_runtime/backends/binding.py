@@ -114,7 +114,7 @@ class Bindings:
             if output.type in _TYPES and all(isinstance(side, int) for side in row):
                 value = allocate([count, *row], _TYPES[output.type], self._device, 0)
                 bound.bind_ortvalue_output(name, value)
-            else:  # onnxruntime allocates it, anew in every run
+            else:  # onnxruntime allocates it, again in every run
                 bound.bind_output(name, self._device, 0)
                 graph = _NO_GRAPH
         options = None

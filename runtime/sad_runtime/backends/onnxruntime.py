@@ -177,7 +177,7 @@ def _open_session(model: Path | bytes, provider: Provider, *, tf32: bool, cuda_g
     import onnxruntime
 
     options = _options()
-    # From an arena a two-pass graph takes up to 30 % less time, as its many buffers are not mapped anew for
+    # From an arena a two-pass graph takes up to 30 % less time, as its many buffers are not mapped again for
     # every batch. Without a plan for all of them at once it needs no more memory (benchmarks/arena.py).
     options.enable_cpu_mem_arena = True
     options.enable_mem_pattern = False

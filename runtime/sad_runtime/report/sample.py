@@ -31,9 +31,9 @@ class Sample:
     Args:
         path: The file; one that was left by an interrupted run is gone on with.
         identity: 16 bytes that say what the pictures depend on beside the images; a file with others is
-            begun anew.
+            started again.
         size: How many pictures are kept at most.
-        resume: Whether pictures that are there are used; otherwise the file is begun anew.
+        resume: Whether pictures that are there are used; otherwise the file is started again.
 
     Raises:
         UserError: The file cannot be written.

@@ -43,7 +43,7 @@ class EarlierRunError(UserError):
     """
 
     def __init__(self, message: str, *, can_resume: bool) -> None:
-        other = "add --resume to go on with them" if can_resume else "choose another --out"
+        other = "add --resume to complete them" if can_resume else "choose another --out"
         super().__init__(message, hint=f"{other}, or --overwrite to replace them")
         self.can_resume = can_resume
 
@@ -231,7 +231,7 @@ class ResultFile:
                     notes.append(f"earlier rows are of other sources: {before}; now {sources}")
             if different:
                 raise UserError(
-                    f"cannot go on with {self._out}: its rows were made with {', '.join(different)}",
+                    f"cannot resume {self._out}: its rows were made with {', '.join(different)}",
                     hint="give the same, choose another --out, or say --overwrite instead of --resume",
                 )
             for name, was, now in (

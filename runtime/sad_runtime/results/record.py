@@ -87,7 +87,7 @@ class RunRecord:
         if record.schema != _SCHEMA:
             raise UserError(
                 f"{path} has schema {record.schema}, this version reads {_SCHEMA}",
-                hint="go on with the version that wrote it, or start afresh with --overwrite",
+                hint="resume with the version that wrote it, or start again with --overwrite",
             )
         return record
 

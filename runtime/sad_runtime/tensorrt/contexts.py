@@ -174,7 +174,7 @@ class Contexts:
             )
 
     def forget(self) -> None:
-        """Drop all contexts and their memory; they are made anew when needed. Nothing may be running."""
+        """Drop all contexts and their memory; they are made again when needed. Nothing may be running."""
         for prepared in self._prepared.values():
             prepared.forget_graph()
         self._prepared.clear()

@@ -31,7 +31,7 @@ def test_a_precision_that_does_not_exist_is_refused_with_those_that_do() -> None
         Variant.of("fp32", "int4")
 
 
-def test_the_cpu_target_is_for_float32_only() -> None:
+def test_the_cpu_target_takes_no_half_precision() -> None:
     FP32.check_target("cpu")
     Variant.of("fp16").check_target("portable")
     with pytest.raises(UserError, match="fp32-fp16: onnxruntime's CPU computes fp16 in float32"):
