@@ -138,8 +138,13 @@ def _mismatch(module: str) -> str | None:
 
 def _providers() -> Iterator[Finding]:
     for provider in Provider:
-        problem = provider_problem(provider)
         what = f"onnxruntime on {provider}"
+        try:
+            problem = provider_problem(provider)
+        except Exception as error:  # one of two installed side by side leaves a package without contents
+            again = "pip install --force-reinstall onnxruntime-gpu"
+            yield Finding(provider.value, what, False, f"onnxruntime is broken: {_one_line(error)}", again)
+            continue
         if problem is None:
             yield Finding(provider.value, what, True, f"{_onnxruntime_version()}, a session was created")
         else:

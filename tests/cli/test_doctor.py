@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import onnxruntime
 import pytest
@@ -65,3 +67,15 @@ def test_torchvision_for_another_torch_is_found_without_importing_it(monkeypatch
     findings = {finding.name: finding for finding in examine()}
     assert "is built for torch 1.0.0, and torch" in findings["torchvision"].state
     assert not findings["torchvision"].works
+
+
+def test_an_onnxruntime_without_contents_is_a_finding(tmp_path: Path) -> None:
+    """As pip leaves it where onnxruntime and onnxruntime-gpu were installed and one of them is removed."""
+    (tmp_path / "onnxruntime").mkdir()
+    (tmp_path / "onnxruntime" / "__init__.py").touch()
+    run = subprocess.run(
+        ENTRY, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(tmp_path)}
+    )
+    assert run.returncode == 0, run.stderr
+    assert "onnxruntime is broken: module 'onnxruntime' has no attribute" in run.stdout
+    assert "pip install --force-reinstall onnxruntime-gpu" in run.stdout
