@@ -123,7 +123,7 @@ def test_inspect_and_doctor_run_without_torch(clean: Path, job: Path) -> None:
     [
         (["calibrate"], "calibrate"),
         (["export", "sad-model"], "calibrate"),
-        (["export", "f.onnx", "--eta", "1"], "export"),
+        (["defend", "f.onnx", "--eta", "1"], "export"),
         (["benchmark", "--plot", "p.png"], "benchmark"),
         (["infer", "images", "--out", "p.parquet"], "parquet"),
     ],
