@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from .manifest import Manifest
     from .pipeline import Options, classify
     from .prediction import Prediction
-    from .results import Row
+    from .results import Row, Summary
+    from .run import JournaledRun, RunOptions
     from .sources import Shard, open_sources
 
 _HOMES = {
@@ -28,10 +29,13 @@ _HOMES = {
     "Classifier": "classifier",
     "ErrorCode": "errors",
     "ImageError": "errors",
+    "JournaledRun": "run",
     "Manifest": "manifest",
     "Options": "pipeline",
     "Prediction": "prediction",
     "Row": "results",
+    "RunOptions": "run",
+    "Summary": "results",
     "UserError": "errors",
     "check_destination": "bundle",
     "classify": "pipeline",
@@ -47,11 +51,14 @@ __all__ = [
     "Classifier",
     "ErrorCode",
     "ImageError",
+    "JournaledRun",
     "Manifest",
     "Options",
     "Prediction",
     "Row",
+    "RunOptions",
     "Shard",
+    "Summary",
     "UserError",
     "__version__",
     "check_destination",
