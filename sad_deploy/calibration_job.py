@@ -142,11 +142,11 @@ def _check_labels(preparation: Preparation, data: CalibrationData, report: Repor
     labels, predictions = [], []
     left = LABELS_CHECKED
     for images in (data.held_out, data.calibration):
-        if images.labels is None or not left:
-            continue
         some = images.take(np.arange(min(left, len(images))))
+        if some.labels is None or not len(some):
+            continue
         left -= len(some)
-        labels.append(images.labels[: len(some)])
+        labels.append(some.labels)
         for batch in _reported(some, functools.partial(report, "checking labels")):
             x = standardized(batch[0].to(device), preparation.input_space)
             with torch.no_grad(), evaluating(model):

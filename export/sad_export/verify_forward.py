@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from sad_runtime.choices import Normalization
+from sad_runtime.defended import normalized
 
 from .graph.expression import Array
 from .graph.session import cpu_session
@@ -80,7 +81,7 @@ def verify_forward(
     if mean is not None and std is not None:
         x = (x - np.reshape(mean, (-1, 1, 1))) / np.reshape(std, (-1, 1, 1))
     phi = reference(forward, x[:4], logits=logits)
-    mixed = x + eta * _normalized(saliency.astype(np.float64), normalization)
+    mixed = x + eta * np.stack([normalized(each, normalization) for each in saliency])
     zero = count_zero(saliency)
     figures = ForwardVerification(
         images=len(images),
@@ -106,16 +107,3 @@ def verify_forward(
             f"the two-pass graph contradicts {forward}: {'; '.join(problems)}", hint="nothing was kept"
         )
     return figures
-
-
-def _normalized(saliency: Array, normalization: Normalization) -> Array:
-    if normalization is Normalization.NONE:
-        return saliency
-    if normalization is Normalization.SIGN:
-        return np.sign(saliency)
-    axes = tuple(range(1, saliency.ndim))
-    square = normalization is Normalization.RMS
-    scale = (
-        np.sqrt((saliency**2).mean(axes, keepdims=True)) if square else abs(saliency).max(axes, keepdims=True)
-    )
-    return saliency / np.where(scale > 0, scale, 1.0)

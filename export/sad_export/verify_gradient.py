@@ -8,6 +8,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -54,21 +56,28 @@ def verify_gradient(graph: Path, forward: Path, *, logits: str | None = None) ->
 
 def _run(graph: Path, forward: Path) -> tuple[Array, Array, Array]:
     """Images, logits and gradient of a gradient graph."""
-    try:
+    with _must_run(forward):
         session = cpu_session(graph)
-        (image,) = session.get_inputs()
-        batch, *chw = image.shape
-        sizes = [batch] if isinstance(batch, int) else [1, 3]
-        x = smooth_noise(sum(sizes), *chw).astype(INPUT_TYPES[image.type])
-        parts = np.split(x, np.cumsum(sizes)[:-1])
+    (image,) = session.get_inputs()
+    batch, *chw = image.shape
+    sizes = [batch] if isinstance(batch, int) else [1, 3]
+    x = smooth_noise(sum(sizes), *chw).astype(INPUT_TYPES[image.type])
+    parts = np.split(x, np.cumsum(sizes)[:-1])
+    with _must_run(forward):
         got = [session.run(["logits", "gradient"], {image.name: part}) for part in parts]
+    first, gradient = (np.concatenate([part[i] for part in got]) for i in range(2))
+    return x, first, gradient
+
+
+@contextlib.contextmanager
+def _must_run(forward: Path) -> Iterator[None]:
+    try:
+        yield
     except Exception as error:  # onnxruntime has classes of its own, derived from nothing nearer
         reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
         raise VerificationError(
             f"the gradient of {forward} does not run in onnxruntime: {reason}", hint=REPORT
         ) from error
-    first, gradient = (np.concatenate([part[i] for part in got]) for i in range(2))
-    return x, first, gradient
 
 
 def _rounds(graph: Path) -> bool:

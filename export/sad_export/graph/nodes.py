@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
-
-from .values import Unsupported, constant_array
 
 
 def operand(node: ir.Node, index: int) -> ir.Value:
@@ -15,20 +12,6 @@ def operand(node: ir.Node, index: int) -> ir.Value:
     value = node.inputs[index]
     assert value is not None, f"{node.op_type} {node.name!r} lacks its input {index}"
     return value
-
-
-def constant_operand(node: ir.Node, index: int, what: str) -> np.ndarray[Any, Any] | None:
-    """The numbers of an input, ``None`` if it is absent.
-
-    Raises:
-        Unsupported: It is computed in the graph.
-    """
-    value = node.inputs[index] if index < len(node.inputs) else None
-    if value is None:
-        return None
-    if (array := constant_array(value)) is None:
-        raise Unsupported(f"its {what} are computed in the graph")
-    return array
 
 
 def sole_reader(value: ir.Value) -> ir.Node | None:

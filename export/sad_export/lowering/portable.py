@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
+import operator
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -111,10 +113,7 @@ class Portable(Words):
         As where a strided convolution and the strided shortcut beside it read the same value: no zeros are
         added.
         """
-        total, *rest = self._summed_by_phases(terms)
-        for term in rest:
-            total = total + term
-        return total
+        return added(self._summed_by_phases(terms))
 
     def _summed_by_phases(self, terms: Sequence[Expr]) -> Sequence[Expr]:
         found = [term for term in terms if term.value in self.interleaved]
@@ -199,6 +198,11 @@ class Portable(Words):
             return False
         rows, columns = axes
         return rows.kernel + columns.kernel * min(rows.stride, rows.kernel) < rows.kernel * columns.kernel
+
+
+def added(terms: Sequence[Expr]) -> Expr:
+    """Adds, one after the other."""
+    return functools.reduce(operator.add, terms)
 
 
 def _cropped(whole: Expr, axes: Sequence[Axis]) -> Expr:

@@ -24,7 +24,7 @@ from ...gradient.convolution import Convolution
 from ...graph.expression import Expr
 from ...graph.nodes import operand
 from ...graph.values import static
-from ..portable import Interleaved, Portable, interleave_axis_by_axis
+from ..portable import Interleaved, Portable, added, interleave_axis_by_axis
 from .layout import NEAREST, Layout, could_be_nchwc, is_concatenated
 
 
@@ -97,10 +97,7 @@ class Nchwc(Portable):
         held = [self._holds(term) for term in terms]
         if any(held) and (all(held) or of is None or not is_concatenated(of.value)):
             terms = [self._enter(term) for term in terms]
-        total, *rest = terms
-        for term in rest:
-            total = total + term
-        return total
+        return added(terms)
 
     # Functions
 
