@@ -39,11 +39,11 @@ import torch
 import torchvision
 from float64 import Array, Float64Graph
 from measuring import machine, write_results
+from variants import two_pass_in
 
 from sad_deploy.fold import fold_batchnorm
 from sad_export import two_pass
 from sad_export.graph.write import LARGEST_WEIGHTS
-from sad_export.precision import Variant, gradient_scales, lower
 from sad_export.tensorrt import build_engine
 from sad_runtime.errors import UserError
 
@@ -115,12 +115,12 @@ def measure(name: str, size: int, *, small: bool, engines: bool) -> dict[str, An
     result["two_pass_seconds"] = time.process_time() - started
     result["nodes"] = {"forward": len(forward.graph.node), "two_pass": len(graph.graph.node)}
     for_cpu = two_pass(forward, eta=0.05, target="cpu") if small else None
-    del forward
     images = np.random.default_rng(0).normal(size=(IMAGES, 3, size, size)).astype(np.float32)
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
+        path, source = Path(folder) / "model.onnx", Path(folder) / "forward.onnx"
         weights = _save(graph, path)
-        del graph
+        _save(forward, source)
+        del graph, forward
         onnx.checker.check_model(str(path), full_check=True)
         result["checked"] = True
         if weights > LARGEST_IN_FLOAT64:
@@ -137,7 +137,7 @@ def measure(name: str, size: int, *, small: bool, engines: bool) -> dict[str, An
         if engines:
             result["engine"] = _engine(path)
             half = path.with_suffix(".fp16.onnx")
-            result["engine_fp16"] = _in_fp16(path, half, images) or _engine(half)
+            result["engine_fp16"] = _in_fp16(source, half, images) or _engine(half)
     return result
 
 
@@ -247,12 +247,10 @@ def _distance(got: Array, want: Array) -> dict[str, Any]:
     }
 
 
-def _in_fp16(path: Path, half: Path, images: Array) -> dict[str, Any] | None:
+def _in_fp16(forward: Path, half: Path, images: Array) -> dict[str, Any] | None:
     """Write the graph in fp16, as ``export --precision fp16`` does; why not, if it cannot be."""
-    graph = onnx.load(str(path))
     try:
-        scales = gradient_scales(graph, images)
-        _save(lower(graph, Variant.of("fp16"), gradient_scales=scales).typed, half)
+        _save(two_pass_in("fp16", forward, images, eta=0.05), half)
     except UserError as error:
         return {"built": False, "error": str(error)[:400]}
     return None

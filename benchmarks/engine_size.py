@@ -26,11 +26,10 @@ import torch
 import torchvision
 from measuring import machine, write_results
 from onnx import TensorProto, helper, numpy_helper
+from variants import two_pass_in
 
 from sad_deploy.fold import fold_batchnorm
 from sad_deploy.to_onnx import to_onnx
-from sad_export import two_pass
-from sad_export.precision import Variant, gradient_scales, lower
 from sad_export.tensorrt import EngineCache, build_engine
 from sad_runtime.errors import UserError
 
@@ -95,11 +94,8 @@ def cached(name: str) -> dict[str, Any]:
 
 def _graphs(forward: onnx.ModelProto, precision: str, folder: Path) -> dict[str, Path]:
     """Files of the single pass and of the two passes."""
-    variant = Variant.of(precision)
-    graph = two_pass(forward, eta=0.05, variant=variant)
-    if not variant.is_fp32:
-        images = np.random.default_rng(0).random((2, *SHAPE), dtype=np.float32)
-        graph = lower(graph, variant, gradient_scales=gradient_scales(graph, images)).typed
+    images = np.random.default_rng(0).random((2, *SHAPE), dtype=np.float32)
+    graph = two_pass_in(precision, forward, images, eta=0.05)
     files = {passes: folder / f"{passes}.onnx" for passes in ("two_pass", "single")}
     onnx.save(graph, str(files["two_pass"]))
     onnx.utils.extract_model(str(files["two_pass"]), str(files["single"]), ["image"], ["plain_logits"])

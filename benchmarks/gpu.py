@@ -82,10 +82,9 @@ def write_graphs(name: str, forward: Path | None, size: int, folder: Path) -> tu
     """
     import numpy as np
     import onnx
+    from variants import two_pass_in
 
-    from sad_export import two_pass
     from sad_export.first_pass import first_pass
-    from sad_export.precision import Variant, gradient_scales, lower
 
     if forward is None:
         from sad_deploy.fold import fold_batchnorm
@@ -97,11 +96,7 @@ def write_graphs(name: str, forward: Path | None, size: int, folder: Path) -> tu
     graphs: dict[str, Any] = {}
     for precision in ("fp32", "fp16", "bf16"):
         try:
-            variant = Variant.of(precision)
-            graph = two_pass(onnx.load(str(forward)), eta=ETA, mean=MEAN, std=STD, variant=variant)
-            if precision != "fp32":
-                scales = gradient_scales(graph, images) if precision == "fp16" else None
-                graph = lower(graph, variant, gradient_scales=scales).typed
+            graph = two_pass_in(precision, onnx.load(str(forward)), images, eta=ETA, mean=MEAN, std=STD)
             paths = {passes: folder / f"{name}.{precision}.{passes}.onnx" for passes in ("single", "two")}
             onnx.save(graph, str(paths["two"]))
             onnx.save(first_pass(graph), str(paths["single"]))

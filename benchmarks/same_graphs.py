@@ -43,6 +43,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 from measuring import machine, write_results
 from PIL import Image
@@ -90,19 +91,23 @@ def export(name: str, side: int, path: Path) -> None:
 
 
 @functools.lru_cache(maxsize=1)
-def two_pass(forward: Path, *, precision: str, target: str) -> onnx.ModelProto:
+def two_pass(forward: Path, *, precision: str, target: str) -> ir.Model:
     """The two-pass graph with all that can be asked for: normalisation in front, n(S), bounds of x + ηS.
 
     The last one is kept: what is asked for next may be its form in int8.
     """
-    from sad_export.precision import Variant
+    from sad_export.model import load_classifier
+    from sad_export.two_pass import Defence, defended
 
     low, high = ([(bound - m) / s for m, s in zip(MEAN, STD, strict=True)] for bound in (0, 1))
-    space: dict[str, Any] = {"mean": MEAN, "std": STD, "clip": (low, high)}
-    variant = Variant.of(precision)
-    return sad_export.two_pass(
-        forward, eta=0.05, normalization="rms", target=target, variant=variant, **space
-    )
+    defence = Defence(0.05, "rms", clip=(low, high), mean=MEAN, std=STD)
+    options = sad_export.GraphOptions(precision, target=target)
+    return defended(load_classifier(forward), defence, options.lowering)
+
+
+def in_float32(forward: Path, target: str) -> Graphs:
+    """The two-pass graph as it is written."""
+    return (ir.to_proto(two_pass(forward, precision="fp32", target=target)),)
 
 
 def lowered(forward: Path, images: Array, precision: str) -> Graphs:
@@ -113,7 +118,7 @@ def lowered(forward: Path, images: Array, precision: str) -> Graphs:
     # That of int8 is the one in float32, which may have been made just before.
     graph = two_pass(forward, precision="fp32" if precision == "int8" else precision, target="portable")
     result = lower(graph, variant, gradient_scales=gradient_scales(graph, images), images=images)
-    return result.typed, result.rounding
+    return ir.to_proto(result.typed), ir.to_proto(result.rounding)
 
 
 def in_integers(forward: Path, images: Array) -> Graphs:
@@ -122,17 +127,17 @@ def in_integers(forward: Path, images: Array) -> Graphs:
 
     variant = Variant.of("int8")
     graph = two_pass(forward, precision="int8", target="cpu")
-    return (lower_to_integers(graph, variant, images),)
+    return (ir.to_proto(lower_to_integers(graph, variant, images)),)
 
 
 FORWARD = "forward"
 BUILDERS: dict[tuple[str, ...], Callable[[Path, Array], Graphs]] = {
     (FORWARD,): lambda forward, images: (onnx.load(str(forward)),),
     ("input gradient",): lambda forward, images: (sad_export.input_gradient(forward),),
-    ("portable",): lambda forward, images: (two_pass(forward, precision="fp32", target="portable"),),
+    ("portable",): lambda forward, images: in_float32(forward, "portable"),
     ("int8", "int8 rounding"): lambda forward, images: lowered(forward, images, "int8"),
     ("fp16", "fp16 rounding"): lambda forward, images: lowered(forward, images, "fp16"),
-    ("cpu",): lambda forward, images: (two_pass(forward, precision="fp32", target="cpu"),),
+    ("cpu",): lambda forward, images: in_float32(forward, "cpu"),
     ("int8 cpu",): in_integers,
 }
 """What makes the forms of a network's graph, by their names."""

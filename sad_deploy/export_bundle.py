@@ -8,16 +8,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-import onnx
 import torch
 from torch import nn
 
 from sad_export.graph.expression import Array
 from sad_export.job import GraphOptions, Made, write_and_build
+from sad_export.model import ForwardGraph, load_classifier
 from sad_export.precision import FP32, Variant, write_verified
 from sad_export.tensorrt import EngineRequest
 from sad_export.tolerances import TOLERANCES
-from sad_export.two_pass import two_pass
+from sad_export.two_pass import Defence, defended
 from sad_export.verify import Verification
 from sad_runtime.bundle import Bundle, write_bundle
 from sad_runtime.bundle.write import Draft
@@ -99,7 +99,7 @@ def export_bundle(
     """
     # First what can be refused at once, then the work.
     flavor = engine.check() if engine else None
-    source = _Source.of(bundle, status)
+    source = _Source.of(bundle, options.variant.least_opset, status)
     old = source.manifest
     forms = [options]
     if not options.variant.is_fp32 and all(graph.precision != FP32.label for graph in old.graphs):
@@ -162,14 +162,14 @@ class _Source:
         status: Called with what is being done.
     """
 
-    forward: onnx.ModelProto
+    forward: ForwardGraph
     manifest: Manifest
     images: Array
     reference: dict[str, Array]
     status: Callable[[str], None]
 
     @classmethod
-    def of(cls, bundle: Bundle, status: Callable[[str], None]) -> _Source:
+    def of(cls, bundle: Bundle, least_opset: int, status: Callable[[str], None]) -> _Source:
         """Load a bundle's network.
 
         Raises:
@@ -178,7 +178,14 @@ class _Source:
         images = sample_images(bundle)
         model, manifest = load_calibrated(bundle)
         status("exporting the folded network to ONNX")
-        forward = to_onnx(fold_batchnorm(model), manifest.preprocessing.shape)
+        network = to_onnx(fold_batchnorm(model), manifest.preprocessing.shape)
+        forward = load_classifier(network, least_opset=least_opset)
+        if forward.has_tail:
+            # PyTorch's reference has no other end than what the network returns.
+            raise BundleError(
+                f"the bundle's network does not return logits: {forward.notices[-1]}",
+                hint="calibrate it again",
+            )
         return cls(forward, manifest, images, torch_reference(model, manifest, images), status)
 
     def write(self, draft: Draft, form: GraphOptions, wanted: _WantedEngine | None) -> Made[ExportedGraph]:
@@ -193,7 +200,8 @@ class _Source:
     def _verified(self, draft: Draft, form: GraphOptions, conv_gradient: str) -> ExportedGraph:
         variant = form.variant
         path = draft.path(variant.suffixed(GRAPH_FILE))
-        graph = self._two_pass(conv_gradient, form)
+        lowering = dataclasses.replace(form, conv_gradient=conv_gradient).lowering
+        graph = defended(self.forward.copy(), self.defence, lowering)
         self.status(f"verifying {path.name} against PyTorch on {len(self.images)} real images")
         figures = write_verified(
             graph,
@@ -208,20 +216,12 @@ class _Source:
         shortfalls = tuple(figures.shortfalls(TOLERANCES[variant.lowest]))
         return ExportedGraph(entry, figures, path.stat().st_size, shortfalls)
 
-    def _two_pass(self, conv_gradient: str, form: GraphOptions) -> onnx.ModelProto:
-        """The float32 graph, with everything that calibration decided."""
+    @property
+    def defence(self) -> Defence:
+        """Everything that calibration decided."""
         defence, space = self.manifest.defence, self.manifest.input_space
-        return two_pass(
-            self.forward,
-            eta=defence.eta,
-            normalization=defence.normalization,
-            clip=defence.bounds(space),
-            conv_gradient=conv_gradient,
-            target=form.target,
-            variant=form.variant,
-            mean=space.mean,
-            std=space.std,
-            notice=_refuse,
+        return Defence(
+            defence.eta, defence.normalization, clip=defence.bounds(space), mean=space.mean, std=space.std
         )
 
 
@@ -236,11 +236,6 @@ def _merged(old: Sequence[Graph], made: Sequence[Made[ExportedGraph]]) -> tuple[
     """All graphs, the float32 one first; what was made takes the place of its like."""
     graphs = {graph.precision: graph for graph in (*old, *(each.figures.entry for each in made))}
     return tuple(sorted(graphs.values(), key=lambda graph: (graph.precision != FP32.label, graph.file)))
-
-
-def _refuse(message: str) -> None:
-    """A calibrated network returned logits; another end than PyTorch's reference has would not fit it."""
-    raise BundleError(f"the bundle's network does not return logits: {message}", hint="calibrate it again")
 
 
 def sample_images(bundle: Bundle) -> Array:

@@ -8,23 +8,24 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import onnx
+import onnx_ir as ir
 
-from sad_runtime.choices import Normalization, choose
+from sad_runtime.choices import Normalization
 from sad_runtime.errors import UserError
 from sad_runtime.files import Destination
 from sad_runtime.tensorrt import EngineInfo, Flavor
 
 from .graph.errors import GraphError
 from .graph.expression import Array
+from .graph.values import dtype_of, shape_of, static
 from .graph.write import save_graph
 from .job import GraphOptions, write_and_build
-from .model import warn
+from .model import ForwardGraph, load_classifier, warn
 from .precision import refuse_half_precision, write_verified
 from .tensorrt import EngineRequest
 from .tolerances import TOLERANCES
 from .trial_images import read_images, smooth_noise
-from .two_pass import two_pass
+from .two_pass import Defence, defended
 from .verify import Verification, run_graph
 from .verify_forward import ForwardVerification, verify_forward
 
@@ -86,7 +87,7 @@ def defend(
         options: The form of the graph.
         engine: What to build with TensorRT, if anything.
         status: Called with what is being done.
-        notice: Called with what of the graph is taken otherwise than it stands; see :func:`two_pass`.
+        notice: Called with a line for everything of the graph that is taken otherwise than it stands.
 
     Raises:
         UserError: Unusable graph, argument or images; failed check; TensorRT's refusal. Nothing was written.
@@ -96,31 +97,23 @@ def defend(
             "the ranges of int8 are those of real images, and none were given",
             hint="--images FOLDER, with images like those that will be classified",
         )
-    defence = _Defence(eta, choose(Normalization, normalization, "normalization"), mean, std, logits)
-    writer = _Writer(Path(forward), defence, None if images is None else Path(images), options, notice)
+    defence = Defence(eta, normalization, mean=mean, std=std)
     flavor = engine.check() if engine else None
     names = [Path(out), *(engine_files(out, flavor) if flavor else ())]
     places = [Destination.of(name, regular=flavor is not None) for name in names]
     places[0].check()
+    graph = load_classifier(Path(forward), logits=logits, least_opset=options.variant.least_opset)
+    for each in graph.notices:
+        notice(each)
+    writer = _Writer(Path(forward), graph, defence, logits, None if images is None else Path(images), options)
     with places[0].folder() as folder:
-        graph, *plan = (folder / name.name for name in names)
-        build = functools.partial(engine.build, graph, plan[0]) if engine else None
-        made = write_and_build(functools.partial(writer.write, graph), build, options, status)
-        size = graph.stat().st_size
+        file, *plan = (folder / name.name for name in names)
+        build = functools.partial(engine.build, file, plan[0]) if engine else None
+        made = write_and_build(functools.partial(writer.write, file), build, options, status)
+        size = file.stat().st_size
         for place in reversed(places):
             place.put(folder / place.path.name)
     return ForwardExport(Path(out), size, made.conv_gradient, engine=made.engine, **vars(made.figures))
-
-
-@dataclasses.dataclass(frozen=True)
-class _Defence:
-    """What turns a forward graph into a two-pass graph; see :func:`defend`."""
-
-    eta: float
-    normalization: Normalization
-    mean: Sequence[float] | None
-    std: Sequence[float] | None
-    logits: str | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,10 +130,11 @@ class _Writer:
     """Writes the two-pass graph of a forward graph, and compares both."""
 
     forward: Path
-    defence: _Defence
+    graph: ForwardGraph
+    defence: Defence
+    logits: str | None
     images: Path | None
     options: GraphOptions
-    notice: Callable[[str], None]
 
     def write(self, path: Path, conv_gradient: str) -> _Checked:
         """One graph, with the gradient of its convolutions written so.
@@ -148,23 +142,20 @@ class _Writer:
         Raises:
             UserError: It cannot be written, or is not what it should be.
         """
-        variant, defence = self.options.variant, self.defence
-        graph = two_pass(
-            self.forward,
-            eta=defence.eta,
-            normalization=defence.normalization,
-            mean=defence.mean,
-            std=defence.std,
-            logits=defence.logits,
-            conv_gradient=conv_gradient,
-            target=self.options.target,
-            variant=variant,
-            notice=self.notice,
-        )
+        variant = self.options.variant
+        form = dataclasses.replace(self.options, conv_gradient=conv_gradient)
+        graph = defended(self.graph.copy(), self.defence, form.lowering)
         pixels = self._pixels(*_image_shape(graph, self.forward))
         refuse_half_precision(graph)
         save_graph(graph, path)
-        verification = self._verify(path, pixels[:: max(1, len(pixels) // IMAGES_VERIFIED)])
+        verification = verify_forward(
+            path,
+            self.forward,
+            pixels[:: max(1, len(pixels) // IMAGES_VERIFIED)],
+            self.defence,
+            logits=self.logits,
+            has_tail=self.graph.has_tail,
+        )
         if variant.is_fp32:
             return _Checked(verification)
         lowered = write_verified(
@@ -184,38 +175,26 @@ class _Writer:
         count = IMAGES_IN_INT8 if self.options.variant.uses_int8 else IMAGES_VERIFIED
         return read_images(self.images, count, channels, height, width)
 
-    def _verify(self, path: Path, pixels: Array) -> ForwardVerification:
-        return verify_forward(
-            path,
-            self.forward,
-            pixels,
-            eta=self.defence.eta,
-            normalization=self.defence.normalization,
-            mean=self.defence.mean,
-            std=self.defence.std,
-            logits=self.defence.logits,
-        )
 
-
-def _image_shape(graph: onnx.ModelProto, forward: Path) -> tuple[int, int, int]:
+def _image_shape(graph: ir.Model, forward: Path) -> tuple[int, int, int]:
     """C, H, W of a two-pass graph's image.
 
     Raises:
         GraphError: Its batch is fixed, or it is not of float32.
     """
-    image = graph.graph.input[0].type.tensor_type
-    batch, *chw = image.shape.dim
+    image = graph.graph.inputs[0]
+    batch, *chw = shape_of(image)
     problems = []
-    if not batch.dim_param and batch.HasField("dim_value"):
-        problems.append(f"its batch is fixed to {batch.dim_value}")
-    if image.elem_type != onnx.TensorProto.FLOAT:
-        problems.append(f"its input is {onnx.TensorProto.DataType.Name(image.elem_type).lower()}")
+    if isinstance(batch, int):
+        problems.append(f"its batch is fixed to {batch}")
+    if image.dtype != ir.DataType.FLOAT:
+        problems.append(f"its input is {dtype_of(image).name.lower()}")
     if problems:
         raise GraphError(
             f"{forward} cannot be deployed: {' and '.join(problems)}",
             hint="export it in float32 with a dynamic batch",
         )
-    channels, height, width = (dim.dim_value for dim in chw)
+    channels, height, width = (static(dim) for dim in chw)
     return channels, height, width
 
 

@@ -13,7 +13,7 @@ from sad_runtime.choices import ConvGradient, Target, choose
 from .gradient import covered, reverse, seed_at_maximum, without_rule
 from .gradient.reverse import dependents
 from .graph.errors import GraphError
-from .graph.write import collects_graph_cycles, serialise_checked
+from .graph.write import collects_graph_cycles, label_and_check, to_proto
 from .lowering import Lowering, Portable, lowering_for
 from .model import ForwardGraph, load_classifier, warn
 
@@ -54,8 +54,8 @@ def input_gradient(
         logits: Name of the logits where the graph has several outputs.
         conv_gradient: How convolutions are differentiated: ``auto``, ``convtranspose`` or ``conv``.
         target: ``portable``, or ``cpu`` for the fastest form in onnxruntime on the CPU.
-        notice: Called with one line if the graph is taken otherwise than it stands, for example because it
-            ends in a Softmax; a warning by default.
+        notice: Called with a line for everything that is taken otherwise than the graph has it, for example
+            because it ends in a Softmax; a warning by default.
 
     Returns:
         A graph of standard operators with outputs ``logits`` (N, K) and ``gradient`` (N, C, H, W),
@@ -69,14 +69,28 @@ def input_gradient(
         choose(Target, target, "target"), choose(ConvGradient, conv_gradient, "convolution gradient")
     )
     graph = load_classifier(model, logits=logits)
-    if graph.notice is not None:
-        notice(graph.notice)
+    for each in graph.notices:
+        notice(each)
+    return to_proto(differentiated(graph, lowering))
+
+
+def differentiated(graph: ForwardGraph, lowering: Lowering) -> ir.Model:
+    """Extend a forward graph to ``logits`` and ``gradient``; see :func:`input_gradient`.
+
+    Args:
+        graph: The classifier; its graph is the one that is extended and returned.
+        lowering: What the gradient is written with.
+
+    Raises:
+        GraphError: Some nodes have no gradient rule.
+    """
     lowering.prepare(graph.model)
     gradient = append_saliency(graph, graph.image, lowering)
     lowering.complete(graph.model)
     rename(graph, {graph.logits: "logits", gradient: "gradient"})
     graph.model.graph.outputs[:] = [graph.logits, gradient]
-    return serialise_checked(graph.model, what="input gradient")
+    label_and_check(graph.model, what="input gradient")
+    return graph.model
 
 
 def append_saliency(graph: ForwardGraph, at: ir.Value, lowering: Lowering) -> ir.Value:
@@ -117,6 +131,8 @@ def rename(graph: ForwardGraph, names: dict[ir.Value, str]) -> None:
     taken += [value for node in graph.model.graph for value in node.outputs]
     for value in taken:
         if value.name in wanted and value not in names:
+            if value.const_value is not None:  # its tensor has a name too, and copies of the graph share it
+                value.const_value = ir.tensor(value.const_value.numpy(), dtype=value.const_value.dtype)
             value.name = f"forward/{value.name}"
     for value, name in names.items():
         value.name = name

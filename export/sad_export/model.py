@@ -21,13 +21,10 @@ from sad_runtime.errors import UserError
 
 from .gradient.registry import is_constant, rule_of
 from .graph.errors import GraphError
+from .graph.opset import MINIMUM_OPSET, brought_to
 from .graph.values import Dim, shape_of
 from .normal_form import EinsumLettersPass, ExpandFunctionsPass, NestedConcatsPass, ShapesPass
 from .probabilities import Tail, cut, find_tail, problem_of
-
-MINIMUM_OPSET = 13
-"""ReduceSum and Squeeze take their axes as inputs from here on, and so do the gradients."""
-
 
 _OUR_PREFIXES = ("backward/", "mix/", "normalise/", "second/", "unscale/")
 
@@ -41,14 +38,16 @@ class ForwardGraph:
         image: The input, (N, C, H, W) float.
         logits: The output, (N, K) float.
         opset: Version of the default domain.
-        notice: What was taken otherwise than the file has it, a sentence for the user; None if nothing was.
+        notices: What was taken otherwise than the file has it, a sentence each for the user.
+        has_tail: Whether the file gives probabilities, and the logits are those before them.
     """
 
     model: ir.Model
     image: ir.Value
     logits: ir.Value
     opset: int
-    notice: str | None = None
+    notices: tuple[str, ...] = ()
+    has_tail: bool = False
 
     @property
     def nodes(self) -> list[ir.Node]:
@@ -65,9 +64,20 @@ class ForwardGraph:
         """K."""
         return int(shape_of(self.logits)[1])
 
+    def copy(self) -> ForwardGraph:
+        """The same classifier, to be extended in another way; both read the same weights."""
+        model = self.model.clone()
+        return dataclasses.replace(
+            self, model=model, image=model.graph.inputs[0], logits=model.graph.outputs[0]
+        )
+
 
 def load_classifier(
-    model: onnx.ModelProto | str | Path, *, logits: str | None = None, keep_output: bool = False
+    model: onnx.ModelProto | str | Path,
+    *,
+    logits: str | None = None,
+    keep_output: bool = False,
+    least_opset: int = MINIMUM_OPSET,
 ) -> ForwardGraph:
     """Read a forward classifier; :mod:`.probabilities` says how it may end.
 
@@ -75,6 +85,7 @@ def load_classifier(
         model: Path or model; it is not modified.
         logits: Name of the logits where the graph has several outputs; any value of the graph may be named.
         keep_output: Where probabilities were cut off, keep them as a second output.
+        least_opset: A graph of an older opset is brought to this one.
 
     Returns:
         The checked graph.
@@ -85,7 +96,10 @@ def load_classifier(
     loaded = _read(model)
     if found := sorted({node.op_type for node in loaded.graph if node.op_type in ("If", "Loop", "Scan")}):
         raise GraphError(f"{_name(model)} has control flow ({', '.join(found)}), which has no gradient rule")
-    _normalise(loaded)
+    common_passes.InlinePass()(loaded)
+    opset = loaded.graph.opset_imports.get("", 0)
+    loaded = brought_to(loaded, least_opset)
+    normalise(loaded)
     graph = loaded.graph
     problems: list[str] = []
     image = _the_image(graph.inputs, problems)
@@ -95,20 +109,25 @@ def load_classifier(
         problems.append(problem)
     elif output is not None:
         problems += _problems_of_logits(output, least=1 if tail is not None else 2)
-    opset = graph.opset_imports.get("", 0)
-    if opset < MINIMUM_OPSET:
-        problems.append(f"opset {opset} is older than {MINIMUM_OPSET}")
     if problems or image is None or output is None:
         raise GraphError(
             f"{_name(model)} is not a classifier that can be differentiated: " + "; ".join(problems),
             hint="export a model with one float image input (N, C, H, W) and one output of logits (N, K)",
         )
-    taken, notice = (output, None) if tail is None else (cut(graph, output, tail), _notice(output, tail))
+    notices = []
+    if opset < MINIMUM_OPSET:
+        notices.append(f"the graph of opset {opset} was converted to opset {least_opset}")
+    taken = output
+    if tail is not None:
+        taken = cut(graph, output, tail)
+        notices.append(_notice(output, tail))
     # Other outputs are dropped: their nodes would be carried through both passes for nothing.
     graph.outputs[:] = [taken, output] if keep_output and tail is not None else [taken]
     common_passes.TopologicalSortPass()(loaded)
     common_passes.RemoveUnusedNodesPass()(loaded)
-    return ForwardGraph(loaded, image, taken, opset, notice)
+    return ForwardGraph(
+        loaded, image, taken, graph.opset_imports[""], tuple(notices), has_tail=tail is not None
+    )
 
 
 def _notice(output: ir.Value, tail: Tail) -> str:
@@ -157,7 +176,8 @@ def _check_external_data(model: ir.Model, folder: Path) -> None:
                 raise GraphError(f"weight {value.name!r} is missing: there is no file {path}")
 
 
-def _normalise(model: ir.Model) -> None:
+def normalise(model: ir.Model) -> None:
+    """Bring a graph into the normal form that the rules assume, in place; the module says what it is."""
     for step in (
         common_passes.InlinePass(),
         common_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),

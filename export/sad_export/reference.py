@@ -25,7 +25,7 @@ INPUT_TYPES = {"tensor(float16)": np.float16, "tensor(float)": np.float32, "tens
 _RELATIVE_STEPS = (1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5, 3e-6)
 
 
-def reference(forward: Path, x: Array, *, logits: str | None) -> Callable[[Array], Array]:
+def reference(forward: Path, x: Array, *, logits: str | None, has_tail: bool) -> Callable[[Array], Array]:
     """The forward graph's logits as a function of (N, C, H, W) images, in its own input space.
 
     Where it ends in probabilities, the logits are those of the graph as it was read, whose probabilities are
@@ -35,15 +35,15 @@ def reference(forward: Path, x: Array, *, logits: str | None) -> Callable[[Array
         forward: The file.
         x: Images to compare them on.
         logits: As given to :func:`sad_export.two_pass`.
+        has_tail: Whether the file gives probabilities.
 
     Raises:
         VerificationError: The file gives other probabilities than what was read from it.
     """
-    read = load_classifier(forward, logits=logits, keep_output=True)
     plain = cpu_session(forward)
     stated = [value.name for value in plain.get_outputs()]
-    if read.notice is not None:
-        whole = cpu_session(read.model)
+    if has_tail:
+        whole = cpu_session(load_classifier(forward, logits=logits, keep_output=True).model)
         taken, probabilities = (value.name for value in whole.get_outputs())
         if not np.allclose(run_rows(plain, probabilities, x), run_rows(whole, probabilities, x), rtol=1e-3):
             raise VerificationError(

@@ -10,6 +10,7 @@ Both passes and the backward read the same initializers: the file is as large as
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -24,11 +25,12 @@ from .graph.errors import GraphError
 from .graph.expression import Builder, Expr
 from .graph.functions import abs_, maximum, minimum, sign, sqrt
 from .graph.values import static
-from .graph.write import collects_graph_cycles, serialise_checked
+from .graph.write import collects_graph_cycles, label_and_check, to_proto
 from .input_gradient import append_saliency, rename
 from .input_space import prepend_input_space
-from .lowering import lowering_for
-from .model import load_classifier, warn
+from .lowering import Lowering, lowering_for
+from .model import ForwardGraph, load_classifier, warn
+from .parts import Part, mark
 from .precision.variant import FP32, Variant
 
 Bound = float | Sequence[float]
@@ -36,6 +38,36 @@ Bound = float | Sequence[float]
 
 # Smaller magnitudes than this are taken for zero when a map is normalised: their reciprocal overflows.
 _TINY = 1e-30
+
+
+@dataclasses.dataclass(frozen=True)
+class Defence:
+    """What turns a classifier into the defended one.
+
+    Attributes:
+        eta: Hybridization ratio η, finite and at least 0.
+        normalization: How S is scaled: ``none``, ``rms``, ``linf`` or ``sign``.
+        clip: Lowest and highest value of x + ηS, in the space where S is taken.
+        mean: Per channel; with ``std``, (image − mean) / std is put in front, and S is taken after it.
+        std: Per channel, positive.
+
+    Raises:
+        GraphError: A number out of range, or only one of ``mean`` and ``std``.
+        UserError: ``normalization`` is another word.
+    """
+
+    eta: float
+    normalization: str = Normalization.NONE
+    clip: tuple[Bound, Bound] | None = None
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
+
+    def __post_init__(self) -> None:
+        choose(Normalization, self.normalization, "normalization")
+        if not np.isfinite(self.eta) or self.eta < 0:
+            raise GraphError(f"eta must be a finite number of at least 0, got {self.eta}")
+        if (self.mean is None) != (self.std is None):
+            raise GraphError("mean and std come together")
 
 
 @collects_graph_cycles
@@ -57,18 +89,18 @@ def two_pass(
 
     Args:
         model: A forward classifier with one float input (N, C, H, W), from any framework; not modified.
-        eta: Hybridization ratio η, finite and at least 0.
-        normalization: How S is scaled: ``none``, ``rms``, ``linf`` or ``sign``.
-        clip: Lowest and highest value of x + ηS, in the space where S is taken.
+        eta: See :class:`Defence`, like the next two.
+        normalization: How S is scaled.
+        clip: Bounds of x + ηS.
         conv_gradient: How convolutions are differentiated: ``auto``, ``convtranspose`` or ``conv``.
         target: ``portable``, or ``cpu`` for the fastest form in onnxruntime on the CPU.
         variant: The precision that the graph is going to be lowered to, which decides some forms; the graph
             itself is in float32.
         logits: Name of the logits where the graph has several outputs.
-        mean: Per channel; with ``std``, (image − mean) / std is put in front, and S is taken after it.
-        std: Per channel, positive.
-        notice: Called with one line if the graph is taken otherwise than it stands, for example because it
-            ends in a Softmax; a warning by default.
+        mean: Of the network's input, per channel; see :class:`Defence`.
+        std: Likewise.
+        notice: Called with a line for everything that is taken otherwise than the graph has it, for example
+            because it ends in a Softmax; a warning by default.
 
     Returns:
         A graph of standard operators: ``image`` (N, C, H, W) → ``logits`` (N, K), ``saliency`` (N, C, H, W,
@@ -78,42 +110,65 @@ def two_pass(
         GraphError: Not a classifier, nodes without a gradient rule, or an argument out of range.
         UserError: ``normalization``, ``conv_gradient`` or ``target`` is another word.
     """
-    scaling = choose(Normalization, normalization, "normalization")
+    defence = Defence(eta, normalization, clip, mean, std)
     lowering = lowering_for(
         choose(Target, target, "target"),
         choose(ConvGradient, conv_gradient, "convolution gradient"),
         precision=variant.precision,
         saliency=variant.saliency,
     )
-    if not np.isfinite(eta) or eta < 0:
-        raise GraphError(f"eta must be a finite number of at least 0, got {eta}")
-    if (mean is None) != (std is None):
-        raise GraphError("mean and std come together")
-    graph = load_classifier(model, logits=logits)
-    if graph.notice is not None:
-        notice(graph.notice)
+    forward = load_classifier(model, logits=logits, least_opset=variant.least_opset)
+    for each in forward.notices:
+        notice(each)
+    return to_proto(defended(forward, defence, lowering))
+
+
+def defended(graph: ForwardGraph, defence: Defence, lowering: Lowering) -> ir.Model:
+    """Extend a forward graph to the two-pass graph; see :func:`two_pass`.
+
+    Args:
+        graph: The classifier; its graph is the one that is extended and returned.
+        defence: What is put around it.
+        lowering: What it is written with.
+
+    Returns:
+        The graph, checked, every node with its :class:`~.parts.Part`.
+
+    Raises:
+        GraphError: Some nodes have no gradient rule, or a number does not fit the image's channels.
+    """
+    scaling, onnx_graph = Normalization(defence.normalization), graph.model.graph
+    mark(onnx_graph, Part.FIRST)
     at = graph.image
-    if mean is not None and std is not None:
-        at = prepend_input_space(graph, mean, std)
+    if defence.mean is not None and defence.std is not None:
+        at = prepend_input_space(graph, defence.mean, defence.std)
+        mark(onnx_graph, Part.SPACE)
     lowering.prepare(graph.model)
-    plain = graph.logits
-    forward = graph.nodes
+    mark(onnx_graph, Part.FIRST)
+    first = graph.nodes
     saliency = append_saliency(graph, at, lowering)
+    mark(onnx_graph, Part.BACKWARD)
 
     g = Builder(opset=graph.opset, prefix="mix")
     x = g.of(at)
-    mixed = x + normalized(g.of(saliency), scaling).op("Mul", x.like(eta))
-    if clip is not None:
-        mixed = clipped(mixed, *clip)
-    g.append_to(graph.model.graph)
+    mixed = x + normalized(g.of(saliency), scaling).op("Mul", x.like(defence.eta))
+    if defence.clip is not None:
+        mixed = clipped(mixed, *defence.clip)
+    g.append_to(onnx_graph)
+    mark(onnx_graph, Part.MIX)
 
-    second = _second_pass(graph.model.graph, forward, at, mixed.value)[plain]
+    plain = graph.logits
+    second = _second_pass(onnx_graph, first, at, mixed.value)[plain]
+    mark(onnx_graph, Part.SECOND)
     lowering.complete(graph.model)
     rename(graph, {graph.image: "image", second: "logits", saliency: "saliency", plain: "plain_logits"})
-    graph.model.graph.outputs[:] = [second, saliency, plain]
-    metadata = graph_metadata(eta=eta, normalization=scaling, clip=clip, mean=mean, std=std)
+    onnx_graph.outputs[:] = [second, saliency, plain]
+    metadata = graph_metadata(
+        eta=defence.eta, normalization=scaling, clip=defence.clip, mean=defence.mean, std=defence.std
+    )
     metadata |= {f"{PREFIX}conv_gradient": lowering.conv_gradient.value}
-    return serialise_checked(graph.model, what="two-pass", metadata=metadata)
+    label_and_check(graph.model, what="two-pass", metadata=metadata)
+    return graph.model
 
 
 def normalized(saliency: Expr, normalization: Normalization) -> Expr:

@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +21,7 @@ from .graph.expression import Array
 from .graph.session import cpu_session
 from .reference import reference, refuse_probabilities, slope_error
 from .tolerances import ZERO_SALIENCIES
+from .two_pass import Defence
 from .verify import VerificationError, count_zero, relative_l2
 
 LOGITS_TOLERANCE = 1e-4
@@ -52,12 +52,10 @@ def verify_forward(
     two_pass: Path,
     forward: Path,
     images: Array,
+    defence: Defence,
     *,
-    eta: float,
-    normalization: Normalization,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
     logits: str | None = None,
+    has_tail: bool = False,
 ) -> ForwardVerification:
     """Check a two-pass graph against its forward graph.
 
@@ -65,11 +63,9 @@ def verify_forward(
         two_pass: The graph to check.
         forward: The graph it was made from.
         images: (N, C, H, W) float32 for the two-pass graph's input.
-        eta: As given to :func:`sad_export.two_pass`, like the following.
-        normalization: How S is scaled.
-        mean: Per channel, or None if the forward graph takes the images as they are.
-        std: Per channel.
+        defence: What was put around the forward graph; a clip is not looked at.
         logits: Name of the forward graph's logits, where it has several outputs.
+        has_tail: Whether the file gives probabilities.
 
     Raises:
         VerificationError: Some figure is outside its tolerance, or every saliency is zero.
@@ -78,10 +74,11 @@ def verify_forward(
     got = [defended.run(["logits", "saliency", "plain_logits"], {"image": image[None]}) for image in images]
     second, saliency, first = (np.concatenate([row[i] for row in got]) for i in range(3))
     x = images.astype(np.float64)
-    if mean is not None and std is not None:
-        x = (x - np.reshape(mean, (-1, 1, 1))) / np.reshape(std, (-1, 1, 1))
-    phi = reference(forward, x[:4], logits=logits)
-    mixed = x + eta * np.stack([normalized(each, normalization) for each in saliency])
+    if defence.mean is not None and defence.std is not None:
+        x = (x - np.reshape(defence.mean, (-1, 1, 1))) / np.reshape(defence.std, (-1, 1, 1))
+    phi = reference(forward, x[:4], logits=logits, has_tail=has_tail)
+    scaling = Normalization(defence.normalization)
+    mixed = x + defence.eta * np.stack([normalized(each, scaling) for each in saliency])
     zero = count_zero(saliency)
     figures = ForwardVerification(
         images=len(images),

@@ -25,19 +25,20 @@ from .verify_forward import LOGITS_TOLERANCE, SLOPE_TOLERANCE
 _HALF_LOGITS_TOLERANCE = 1e-2
 
 
-def verify_gradient(graph: Path, forward: Path, *, logits: str | None = None) -> None:
+def verify_gradient(graph: Path, forward: Path, *, logits: str | None = None, has_tail: bool = False) -> None:
     """Check a gradient graph, on noise.
 
     Args:
         graph: The file to check.
         forward: The one it was made from.
         logits: Name of the forward graph's logits, where it has several outputs.
+        has_tail: Whether the file gives probabilities.
 
     Raises:
         VerificationError: It does not run, or contradicts the forward graph.
     """
     x, first, gradient = _run(graph, forward)
-    phi = reference(forward, x, logits=logits)
+    phi = reference(forward, x, logits=logits, has_tail=has_tail)
     refuse_probabilities(first, forward)
     half = x.dtype == np.float16
     problems = []

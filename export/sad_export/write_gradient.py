@@ -7,11 +7,13 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from sad_runtime.choices import ConvGradient, Target, choose
 from sad_runtime.files import Destination, written_whole
 
 from .graph.write import save_graph
-from .input_gradient import input_gradient
-from .model import warn
+from .input_gradient import differentiated
+from .lowering import lowering_for
+from .model import load_classifier, warn
 from .verify_gradient import verify_gradient
 
 
@@ -45,17 +47,21 @@ def write_gradient(
         logits: Name of the logits where the graph has several outputs.
         conv_gradient: How the gradient of convolutions is written: ``auto``, ``convtranspose`` or ``conv``.
         target: ``portable``, or ``cpu`` for the fastest form in onnxruntime on the CPU.
-        notice: Called with what of the graph is taken otherwise than it stands; see :func:`input_gradient`.
+        notice: Called with a line for everything of the graph that is taken otherwise than it stands.
 
     Raises:
         UserError: The graph or an argument cannot be used, or the check failed; nothing was written.
     """
-    Destination.of(out).check()
-    graph = input_gradient(
-        Path(forward), logits=logits, conv_gradient=conv_gradient, target=target, notice=notice
+    lowering = lowering_for(
+        choose(Target, target, "target"), choose(ConvGradient, conv_gradient, "convolution gradient")
     )
+    Destination.of(out).check()
+    classifier = load_classifier(Path(forward), logits=logits)
+    for each in classifier.notices:
+        notice(each)
+    graph = differentiated(classifier, lowering)
     with written_whole(out, regular=False) as draft:
         save_graph(graph, draft)
-        verify_gradient(draft, Path(forward), logits=logits)
+        verify_gradient(draft, Path(forward), logits=logits, has_tail=classifier.has_tail)
         size = draft.stat().st_size
     return GradientExport(Path(out), size)

@@ -14,8 +14,11 @@ from models import forward_onnx, small_cnn
 from typer.testing import CliRunner
 
 from sad_deploy.cli import app, main
-from sad_export import two_pass
-from sad_export.precision import Variant, lower
+from sad_export import GraphOptions
+from sad_export.graph.write import save_graph
+from sad_export.model import load_classifier
+from sad_export.precision import lower
+from sad_export.two_pass import Defence, defended
 from sad_runtime.errors import UserError
 
 
@@ -255,7 +258,9 @@ def test_a_classifier_in_half_precision_is_refused(
 ) -> None:
     """The first pass of a graph in fp16, cut out."""
     lowered = tmp_path_factory.mktemp("lowered") / "two_pass.onnx"
-    onnx.save(lower(two_pass(forward, eta=0.05), Variant.of("fp16")).typed, str(lowered))
+    half = GraphOptions("fp16")
+    graph = defended(load_classifier(forward), Defence(0.05), half.lowering)
+    save_graph(lower(graph, half.variant).typed, lowered)
     source = tmp_path / "half.onnx"
     onnx.utils.extract_model(str(lowered), str(source), ["image"], ["plain_logits"])
     for precision in ("fp32", "fp16"):

@@ -23,8 +23,9 @@ from onnx.reference.ops.op_max_pool import MaxPool as ReferenceMaxPool
 
 from sad_export.gradient import reverse, without_rule
 from sad_export.gradient.reverse import dependents
+from sad_export.graph.opset import MINIMUM_OPSET
 from sad_export.lowering import Portable
-from sad_export.model import MINIMUM_OPSET, _normalise
+from sad_export.model import normalise
 
 Array = np.ndarray[Any, Any]
 # Its own function bodies and its erf pass through float32.
@@ -106,7 +107,7 @@ def _widened(model: onnx.ModelProto) -> onnx.ModelProto | None:
 def gradient_of(case: Case) -> tuple[onnx.ModelProto | None, str]:
     """(x, dy… → y…, dx), or ``None`` and the reason."""
     model = ir.from_proto(case.model)
-    _normalise(model)
+    normalise(model)
     graph = model.graph
     x = graph.inputs[0]
     on_path = dependents(list(graph), x)

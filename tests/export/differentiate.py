@@ -19,7 +19,7 @@ from onnx.reference import ReferenceEvaluator
 
 from sad_export.gradient import reverse, without_rule
 from sad_export.lowering import Portable, lowering_for
-from sad_export.model import _normalise
+from sad_export.model import normalise
 from sad_runtime.choices import ConvGradient, Precision, Target
 
 Array = np.ndarray[Any, Any]
@@ -69,7 +69,7 @@ def gradient_model(
         target: Likewise; or ``int8``, that of a graph that is lowered to integers on the CPU.
     """
     model = ir.from_proto(forward)
-    _normalise(model)
+    normalise(model)
     lowering = lowering_for(
         Target.CPU if target == "int8" else Target(target),
         ConvGradient(conv_gradient.removesuffix("-fp16")),

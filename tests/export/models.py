@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import onnx
+import onnx_ir as ir
 import torch
 from torch import nn
 
 from sad_deploy.fold import fold_batchnorm
 from sad_deploy.to_onnx import to_onnx
+from sad_export.job import GraphOptions
+from sad_export.model import load_classifier
+from sad_export.two_pass import Defence, defended
 
 
 def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -60,3 +66,10 @@ def small_cnn(classes: int = 5) -> nn.Module:
 
 def forward_onnx(model: nn.Module, shape: tuple[int, int, int] = (3, 16, 16)) -> onnx.ModelProto:
     return to_onnx(fold_batchnorm(model), shape)
+
+
+def two_pass_graph(forward: onnx.ModelProto, options: GraphOptions | None = None, **defence: Any) -> ir.Model:
+    """The two-pass graph with its parts marked, as it is lowered to other precisions."""
+    options = options or GraphOptions()
+    graph = load_classifier(forward, least_opset=options.variant.least_opset)
+    return defended(graph, Defence(**defence), options.lowering)

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import onnx
+import onnx_ir as ir
 import pytest
 from models import forward_onnx, small_cnn
 
@@ -113,16 +114,14 @@ def test_a_python_caller_has_the_verified_gradient(
     assert [output.name for output in graph.graph.output] == ["logits", "gradient"]
     assert "ConvTranspose" not in {node.op_type for node in graph.graph.node}
 
-    def wrong(*arguments: object, **options: object) -> onnx.ModelProto:
-        for tensor in graph.graph.initializer:
-            if tensor.data_type == onnx.TensorProto.FLOAT and tensor.dims:
-                tensor.CopyFrom(
-                    onnx.numpy_helper.from_array(-onnx.numpy_helper.to_array(tensor), tensor.name)
-                )
-                break
-        return graph
+    def wrong(*arguments: object, **options: object) -> ir.Model:
+        model = ir.from_proto(graph)
+        name, weight = next((n, v) for n, v in model.graph.initializers.items() if len(v.shape or ()) > 1)
+        assert weight.const_value is not None
+        weight.const_value = ir.tensor(-weight.const_value.numpy(), name=name)
+        return model
 
-    monkeypatch.setattr(sys.modules["sad_export.write_gradient"], "input_gradient", wrong)
+    monkeypatch.setattr(sys.modules["sad_export.write_gradient"], "differentiated", wrong)
     with pytest.raises(sad_export.VerificationError, match="contradicts"):
         sad_export.write_gradient(forward, tmp_path / "wrong.onnx")
     assert not (tmp_path / "wrong.onnx").exists()

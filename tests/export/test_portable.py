@@ -14,8 +14,9 @@ from differentiate import forward_model, node
 from onnx.reference import ReferenceEvaluator
 
 from sad_export.gradient import covered, reverse, without_rule
+from sad_export.graph.opset import MINIMUM_OPSET
 from sad_export.lowering import Portable
-from sad_export.model import MINIMUM_OPSET, _normalise
+from sad_export.model import normalise
 from sad_export.tensorrt import build_engine
 
 RNG = np.random.default_rng(41)
@@ -136,7 +137,7 @@ def self_seeded(case: str, opset: int) -> onnx.ModelProto:
     """x → y, dx with dy = y, so that an engine has one input."""
     nodes, constants = CASES[case]
     model = ir.from_proto(forward_model(nodes, SHAPE, constants, opset=opset))
-    _normalise(model)
+    normalise(model)
     graph = model.graph
     x, y = graph.inputs[0], graph.outputs[0]
     assert without_rule(Portable(opset=opset), list(graph), x, y) == []

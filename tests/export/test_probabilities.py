@@ -15,10 +15,10 @@ from onnx import helper, numpy_helper
 from sad_export import input_gradient, two_pass
 from sad_export.defend import defend
 from sad_export.graph.errors import GraphError
+from sad_export.two_pass import Defence
 from sad_export.verify import VerificationError
 from sad_export.verify_forward import ForwardVerification, verify_forward
 from sad_export.verify_gradient import verify_gradient
-from sad_runtime.choices import Normalization
 from sad_runtime.prediction import kind_of_probabilities, softmax
 
 Array = np.ndarray[Any, Any]
@@ -217,9 +217,7 @@ def test_saliency_of_zero_on_most_images_is_not_verified(tmp_path: Path) -> None
 
 
 def check(graph: Path, forward: Path, images: Array) -> ForwardVerification:
-    return verify_forward(
-        graph, forward, images, eta=0.0, normalization=Normalization.NONE, mean=None, std=None
-    )
+    return verify_forward(graph, forward, images, Defence(0.0))
 
 
 def test_kind_is_told_from_several_rows() -> None:

@@ -15,6 +15,7 @@ from onnx import numpy_helper
 from sad_deploy.classifier import SADClassifier
 from sad_export import two_pass
 from sad_export.graph.session import cpu_session
+from sad_export.two_pass import Defence
 from sad_export.verify import VerificationError, verify
 from sad_export.verify_forward import verify_forward
 from sad_runtime.choices import Normalization
@@ -121,10 +122,10 @@ def test_a_graph_beyond_one_message_is_opened_by_way_of_a_file(
 def test_a_bare_graph_is_checked_against_itself(
     forward: onnx.ModelProto, normalization: Normalization, tmp_path: Path
 ) -> None:
-    options = {"eta": 0.1, "mean": (0.4, 0.5, 0.6), "std": (0.2, 0.25, 0.3)}
-    path = saved(two_pass(forward, normalization=normalization, **options), tmp_path)
+    defence = Defence(0.1, normalization, mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
+    path = saved(two_pass(forward, **vars(defence)), tmp_path)
     onnx.save(forward, str(tmp_path / "forward.onnx"))
-    figures = verify_forward(path, tmp_path / "forward.onnx", IMAGES, normalization=normalization, **options)
+    figures = verify_forward(path, tmp_path / "forward.onnx", IMAGES, defence)
     assert figures.slope_error < 0.02
 
 
@@ -138,7 +139,4 @@ def test_a_scaled_saliency_contradicts_the_slope(forward: onnx.ModelProto, tmp_p
     graph.graph.node.insert(position + 1, onnx.helper.make_node("Mul", ["seed", "two"], [original]))
     onnx.save(forward, str(tmp_path / "forward.onnx"))
     with pytest.raises(VerificationError, match="slope along the saliency"):
-        verify_forward(
-            saved(graph, tmp_path), tmp_path / "forward.onnx", IMAGES,
-            eta=0.1, normalization=Normalization.NONE, mean=None, std=None,
-        )  # fmt: skip
+        verify_forward(saved(graph, tmp_path), tmp_path / "forward.onnx", IMAGES, Defence(0.1))

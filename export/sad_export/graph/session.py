@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx_ir as ir
 import onnxruntime
 
-from .write import LARGEST_WEIGHTS
+from .write import LARGEST_WEIGHTS, to_proto, weight_bytes
 
 
 def cpu_session(graph: Path | ir.Model, *, fuses_integers: bool = True) -> onnxruntime.InferenceSession:
@@ -31,9 +31,8 @@ def cpu_session(graph: Path | ir.Model, *, fuses_integers: bool = True) -> onnxr
 def _source(graph: Path | ir.Model, folder: Path) -> str | bytes:
     if isinstance(graph, Path):
         return str(graph)
-    weights = [value.const_value for value in graph.graph.initializers.values()]
-    if sum(tensor.nbytes for tensor in weights if tensor is not None) <= LARGEST_WEIGHTS:
-        content: bytes = ir.to_proto(graph).SerializeToString()
+    if weight_bytes(graph) <= LARGEST_WEIGHTS:
+        content: bytes = to_proto(graph).SerializeToString()
         return content
     ir.save(graph, folder / "model.onnx", external_data="model.data")
     return str(folder / "model.onnx")

@@ -1,4 +1,4 @@
-"""Writing a graph that was built: checked, with its metadata, as one file."""
+"""Writing a graph that was built: with what the file says of itself, checked, as one file."""
 
 from __future__ import annotations
 
@@ -40,33 +40,41 @@ def collects_graph_cycles(
     return wrapper
 
 
-def save_graph(model: onnx.ModelProto, path: Path) -> None:
+def weight_bytes(model: ir.Model) -> int:
+    """The size of all initializers."""
+    weights = (value.const_value for value in model.graph.initializers.values())
+    return sum(tensor.nbytes for tensor in weights if tensor is not None)
+
+
+def to_proto(model: ir.Model) -> onnx.ModelProto:
+    """The model as protobuf, for a caller outside this package or a file."""
+    proto: Any = ir.to_proto(model)
+    assert isinstance(proto, onnx.ModelProto)
+    return proto
+
+
+def save_graph(model: ir.Model, path: Path) -> None:
     """Write a graph as one file.
 
     Raises:
         GraphError: It is beyond the 2 GiB of one ONNX file.
     """
-    if sum(len(tensor.raw_data) for tensor in model.graph.initializer) > LARGEST_WEIGHTS:
+    if weight_bytes(model) > LARGEST_WEIGHTS:
         raise GraphError(
             f"{path.name} would be beyond the 2 GiB of one ONNX file",
             hint="in Python, two_pass and input_gradient return the graph, and "
             "onnx.save(…, save_as_external_data=True) writes it as several files",
         )
-    onnx.save(model, str(path))
+    onnx.save(to_proto(model), str(path))
 
 
-def serialise_checked(
-    model: ir.Model, *, what: str, metadata: Mapping[str, str] | None = None
-) -> onnx.ModelProto:
-    """Serialise a graph that we built, and check it in full.
+def label_and_check(model: ir.Model, *, what: str, metadata: Mapping[str, str] | None = None) -> None:
+    """Finish a graph that we built, in place: what it says of itself, then ``onnx.checker`` in full.
 
     Args:
-        model: The extended graph.
+        model: The extended graph; nodes that no output needs are removed.
         what: For the producer string, for example ``"two-pass"``.
         metadata: What the file says of itself besides what the user's does.
-
-    Returns:
-        The model, passed by ``onnx.checker`` with type and shape inference.
     """
     common_passes.RemoveUnusedNodesPass()(model)
     # What the user's file says of itself, class names for example, but nothing of an earlier graph of ours.
@@ -75,7 +83,4 @@ def serialise_checked(
     model.producer_name = f"sad-deploy {what}"
     model.metadata_props.clear()
     model.metadata_props.update(theirs | dict(metadata or {}))
-    proto: Any = ir.to_proto(model)
-    assert isinstance(proto, onnx.ModelProto)
     common_passes.CheckerPass(full_check=True)(model)
-    return proto

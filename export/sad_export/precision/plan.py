@@ -30,7 +30,7 @@ from sad_runtime.choices import Precision
 
 from ..graph.operators import CLASSIFIED, FLOAT32_ONLY, MAXIMA, NOT_IN_BF16, SUMS, WITH_BIAS
 from ..graph.values import constant_array
-from .parts import Part, ancestors, parts_of
+from ..parts import Part, parts_of
 from .variant import Variant
 
 _EQUALITY = "compared for equality"
@@ -58,7 +58,7 @@ def plan_precision(graph: ir.Graph, variant: Variant) -> Plan:
     """Decide the element type of every node of a float32 two-pass graph.
 
     Args:
-        graph: As :func:`sad_export.two_pass` made it.
+        graph: With its parts marked.
         variant: What is wanted.
 
     Raises:
@@ -82,9 +82,21 @@ def _stem(parts: Mapping[ir.Node, Part]) -> set[ir.Node]:
     pool = next((n for n, part in parts.items() if part is Part.FIRST and n.op_type == "MaxPool"), None)
     if pool is None:
         return set()
-    stem = ancestors(pool.inputs[0])
+    stem = _ancestors(pool.inputs[0])
     convolutions = sum(node.op_type == "Conv" for node in stem)
     return stem if convolutions <= _STEM_CONVOLUTIONS else set()
+
+
+def _ancestors(value: ir.Value | None) -> set[ir.Node]:
+    """The nodes that a value is computed by."""
+    found: set[ir.Node] = set()
+    waiting = [value.producer() if value is not None else None]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in found:
+            found.add(node)
+            waiting += [source.producer() for source in node.inputs if source is not None]
+    return found
 
 
 def _compared(parts: Mapping[ir.Node, Part]) -> set[ir.Node]:

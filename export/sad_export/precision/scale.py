@@ -15,14 +15,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 
 from ..graph.errors import GraphError
 from ..graph.expression import Array
 from ..graph.initializers import initializer
 from ..graph.session import cpu_session
-from .parts import UNSCALE, Part, parts_of
+from ..parts import Part, mark, parts_of
 
 _HIGHEST = 2.0**8
 _IMAGES = 4
@@ -30,11 +29,11 @@ _IMAGES = 4
 _MOST_SHRUNK, _MOST_GROWN = 2.0**6, 2.0**2
 
 
-def gradient_scales(model: onnx.ModelProto, images: Array) -> dict[str, float]:
+def gradient_scales(model: ir.Model, images: Array) -> dict[str, float]:
     """Where to scale the gradient of a float32 two-pass graph, and by how much, measured on images.
 
     Args:
-        model: As :func:`sad_export.two_pass` returns it.
+        model: A two-pass graph; not modified.
         images: (N, C, H, W) float32 in [0, 1]; the first few are run.
 
     Returns:
@@ -43,9 +42,9 @@ def gradient_scales(model: onnx.ModelProto, images: Array) -> dict[str, float]:
     Raises:
         GraphError: The graph has no seed that we know.
     """
-    graph = ir.from_proto(model)
-    segments = _segments(_backward(graph.graph))
-    largest = _largest(graph, [value for segment in segments for value in segment], images)
+    measured = model.clone()
+    segments = _segments(_backward(measured.graph))
+    largest = _largest(measured, [value for segment in segments for value in segment], images)
     factors: dict[str, float] = {}
     scale = 1.0
     for segment in segments:
@@ -66,8 +65,10 @@ def scale_gradient(graph: ir.Graph, factors: Mapping[str, float]) -> None:
     values = {value.name: value for node in graph for value in node.outputs}
     for name, factor in factors.items():
         _multiply(graph, values[name], factor, name=f"backward/scale/{name}")
+    mark(graph, Part.BACKWARD)
     saliency = values["saliency"]
-    scaled = _multiply(graph, saliency, 1 / math.prod(factors.values()), name=f"{UNSCALE}saliency")
+    scaled = _multiply(graph, saliency, 1 / math.prod(factors.values()), name="unscale/saliency")
+    mark(graph, Part.MIX)  # float32: the scaled saliency leaves the range of fp16
     saliency.name, scaled.name = "saliency/scaled", "saliency"
     graph.outputs[list(graph.outputs).index(saliency)] = scaled
     graph.sort()

@@ -10,7 +10,8 @@ import onnx_ir as ir
 from sad_runtime.choices import Precision, Ranges, choose
 from sad_runtime.errors import UserError
 
-from .parts import Part
+from ..graph.opset import BF16_OPSET, MINIMUM_OPSET
+from ..parts import Part
 
 DTYPES: Mapping[Precision, ir.DataType] = {
     Precision.FP32: ir.DataType.FLOAT,
@@ -72,6 +73,11 @@ class Variant:
     def uses_int8(self) -> bool:
         """Whether some pass is in int8."""
         return Precision.INT8 in (self.precision, self.saliency)
+
+    @property
+    def least_opset(self) -> int:
+        """The version of the default domain that its operators need."""
+        return BF16_OPSET if self.uses_bf16 else MINIMUM_OPSET
 
     @property
     def int8_passes(self) -> frozenset[Part]:

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import onnx
+import onnx_ir as ir
 
 from sad_runtime.choices import Precision
 
 from ..graph.expression import Array
 from ..graph.write import save_graph
+from ..parts import Part
 from ..verify import Verification, verify
 from .convert import lower, lower_to_integers
-from .parts import Part
 from .scale import gradient_scales
 from .variant import Variant
 
@@ -22,7 +22,7 @@ _EVERY = 2
 
 
 def write_verified(
-    graph: onnx.ModelProto,
+    graph: ir.Model,
     path: Path,
     variant: Variant,
     images: Array,
@@ -36,7 +36,7 @@ def write_verified(
     The rounding form lies beside it meanwhile.
 
     Args:
-        graph: As :func:`sad_export.two_pass` returns it for this variant and target.
+        graph: A float32 two-pass graph for this variant and target, its parts marked; not modified.
         path: Where the graph goes; on an error it may hold a graph that failed.
         variant: Its precisions.
         images: (N, C, H, W) float32 in [0, 1], real ones; at least two.

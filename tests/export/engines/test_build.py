@@ -8,10 +8,11 @@ from pathlib import Path
 
 import onnx
 import pytest
-from models import forward_onnx, small_cnn
+from models import forward_onnx, small_cnn, two_pass_graph
 
-from sad_export import two_pass
-from sad_export.precision import Variant, lower
+from sad_export import GraphOptions, two_pass
+from sad_export.graph.write import to_proto
+from sad_export.precision import lower
 from sad_export.tensorrt import EngineError, UnbuildableError, build_engine, choose_flavor
 from sad_runtime.devices import cuda_devices
 from sad_runtime.errors import BackendError, MissingExtraError
@@ -80,9 +81,9 @@ def test_a_refused_operator_is_named(tmp_path: Path) -> None:
 
 def test_a_node_without_a_kernel_is_named(tmp_path: Path) -> None:
     """Deconvolution in bf16, in place of a Conv of 8 channels to 8."""
-    graph = lower(
-        two_pass(forward_onnx(small_cnn()), eta=0.3, conv_gradient="conv"), Variant.of("bf16")
-    ).typed
+    options = GraphOptions("bf16")
+    lowered = lower(two_pass_graph(forward_onnx(small_cnn()), options, eta=0.3), options.variant)
+    graph = to_proto(lowered.typed)
     (node,) = [node for node in graph.graph.node if node.name == "second/node_conv2d_2"]
     node.op_type, node.name = "ConvTranspose", "the_deconvolution"
     onnx.save(graph, str(tmp_path / "m.onnx"))

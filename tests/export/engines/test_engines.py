@@ -10,11 +10,13 @@ import onnx
 import pytest
 import torch
 import torchvision
-from models import forward_onnx, randomised
+from models import forward_onnx, randomised, two_pass_graph
 
 from sad_deploy.models import build_model
-from sad_export import two_pass
-from sad_export.precision import Variant, gradient_scales, lower
+from sad_export import GraphOptions
+from sad_export.graph.values import shape_of
+from sad_export.graph.write import to_proto
+from sad_export.precision import gradient_scales, lower
 from sad_export.tensorrt import build_engine
 
 trt = pytest.importorskip("tensorrt_rtx", reason="needs the extra rtx; the test install has it")
@@ -47,13 +49,14 @@ def forward(name: str) -> onnx.ModelProto:
 
 def graph_in(precision: str, name: str) -> onnx.ModelProto:
     """The two-pass graph as the export writes it."""
-    variant = Variant.of(precision)
-    graph = two_pass(forward(name), eta=0.05, variant=variant)
-    if variant.is_fp32:
-        return graph
-    _, *chw = (dim.dim_value for dim in graph.graph.input[0].type.tensor_type.shape.dim)
+    options = GraphOptions(precision)
+    graph = two_pass_graph(forward(name), options, eta=0.05)
+    if options.variant.is_fp32:
+        return to_proto(graph)
+    _, *chw = shape_of(graph.graph.inputs[0])
     images = np.random.default_rng(0).random((2, *chw), dtype=np.float32)
-    return lower(graph, variant, gradient_scales=gradient_scales(graph, images), images=images).typed
+    scales = gradient_scales(graph, images)
+    return to_proto(lower(graph, options.variant, gradient_scales=scales, images=images).typed)
 
 
 @pytest.mark.slow

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import onnx
 import pytest
+from models import forward_onnx, small_cnn, two_pass_graph
 
-from sad_export.precision import Variant, lower
+from sad_export import GraphOptions
+from sad_export.graph.write import save_graph
+from sad_export.precision import lower
 from sad_export.tensorrt import (
     BuildOptions,
     EngineError,
@@ -44,7 +46,9 @@ def test_turing_takes_fp16(graph_path: Path, tmp_path: Path) -> None:
         build_engine(graph_path, tmp_path / "m.plan", flavor="rtx", options=options)
     assert "--precision fp16" in str(caught.value.hint)
     assert caught.value.operator == "Gemm"
-    onnx.save(lower(onnx.load(str(graph_path)), Variant.of("fp16")).typed, str(tmp_path / "m.onnx"))
+    half = GraphOptions("fp16")
+    graph = two_pass_graph(forward_onnx(small_cnn()), half, eta=0.3)
+    save_graph(lower(graph, half.variant).typed, tmp_path / "m.onnx")
     info = build_engine(tmp_path / "m.onnx", tmp_path / "m.plan", flavor="rtx", options=options)
     assert info.targets == ("sm_75",)
 

@@ -8,12 +8,12 @@ from differentiate import forward_model, node
 from sad_export.gradient import covered, reverse, without_rule
 from sad_export.gradient.registry import vjp
 from sad_export.lowering import Portable
-from sad_export.model import _normalise
+from sad_export.model import normalise
 
 
 def graph_of(nodes: list, shape: list[int | str], constants: dict[str, np.ndarray] | None = None) -> ir.Graph:
     model = ir.from_proto(forward_model(nodes, shape, constants))
-    _normalise(model)
+    normalise(model)
     return model.graph
 
 

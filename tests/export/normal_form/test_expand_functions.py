@@ -9,14 +9,14 @@ import torch.nn.functional as F
 from autograd import assert_equals_autograd
 from differentiate import forward_model, gradient_model, node, run
 
-from sad_export.model import _normalise
+from sad_export.model import normalise
 
 RNG = np.random.default_rng(37)
 
 
 def operators(model_nodes: list, shape: list, constants: dict | None = None, opset: int = 24) -> list[str]:
     model = ir.from_proto(forward_model(model_nodes, shape, constants, opset=opset))
-    _normalise(model)
+    normalise(model)
     return [n.op_type for n in model.graph]
 
 
@@ -66,5 +66,5 @@ def test_letters_of_einsum_are_lower_case_for_tensorrt() -> None:
             [node("Einsum", ["x", "c"], equation="NChw,Cd->Ndhw")], ["N", 2, 3, 4], {"c": np.ones((2, 5))}
         )
     )
-    _normalise(model)
+    normalise(model)
     assert model.graph[0].attributes.get_string("equation") == "abcd,be->aecd"

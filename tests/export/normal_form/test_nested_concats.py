@@ -8,7 +8,7 @@ import torch
 from autograd import assert_equals_autograd
 from differentiate import forward_model, gradient_model, node
 
-from sad_export.model import _normalise
+from sad_export.model import normalise
 
 RNG = np.random.default_rng(41)
 
@@ -38,7 +38,7 @@ def test_a_dense_block_equals_autograd() -> None:
 
 def test_every_layer_reads_the_concat_before_it() -> None:
     model = ir.from_proto(forward_model(dense_block(5), ["N", 3, 4, 4], {"axis": np.array([1])}))
-    _normalise(model)
+    normalise(model)
     concats = [n for n in model.graph if n.op_type == "Concat"]
     assert [len(n.inputs) for n in concats] == [1, 2, 2, 2, 2, 2]
     assert all(n.inputs[0].producer() is before for n, before in zip(concats[2:], concats[1:], strict=False))
@@ -64,5 +64,5 @@ def test_another_axis_or_another_order_is_left() -> None:
         node("Concat", ["fa", "fb", "fc"], ["y"], axis=1),
     ]
     model = ir.from_proto(forward_model(nodes, ["N", 2, 2, 2]))
-    _normalise(model)
+    normalise(model)
     assert [len(n.inputs) for n in model.graph if n.op_type == "Concat"] == [2, 3, 3, 3]

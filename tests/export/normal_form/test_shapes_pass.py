@@ -9,7 +9,7 @@ import onnx
 import onnx_ir as ir
 from differentiate import check, forward_model, node
 
-from sad_export.model import _normalise
+from sad_export.model import normalise
 
 
 def normal_form(
@@ -18,7 +18,7 @@ def normal_form(
     constants: dict[str, np.ndarray] | None = None,
 ) -> ir.Graph:
     model = ir.from_proto(forward_model(nodes, shape, constants))
-    _normalise(model)
+    normalise(model)
     return model.graph
 
 
@@ -57,7 +57,7 @@ def test_an_unnamed_batch_gets_a_name() -> None:
     model = forward_model([node("Relu")], ["N", 3])
     model.graph.input[0].type.tensor_type.shape.dim[0].Clear()
     loaded = ir.from_proto(model)
-    _normalise(loaded)
+    normalise(loaded)
     assert dims(loaded.graph.outputs[0]) == ["N", 3]
 
 

@@ -14,11 +14,13 @@ import pytest
 import torch
 from differentiate import forward_model, node
 from integer_kernels import kernels_saturate
-from models import forward_onnx, randomised, small_cnn
+from models import forward_onnx, randomised, small_cnn, two_pass_graph
 from PIL import Image
 from torch import nn
 
-from sad_export import GraphError, two_pass
+from sad_export import GraphError, GraphOptions, two_pass
+from sad_export.graph.write import save_graph, to_proto
+from sad_export.model import load_classifier
 from sad_export.precision import PRECISION_KEY, Variant, gradient_scales, lower, lower_to_integers
 from sad_export.precision.int8.grid import Grid, weight_codes
 from sad_export.precision.int8.ranges import measured_ranges
@@ -121,11 +123,15 @@ def test_a_percentile_leaves_outliers_out_and_nothing_is_printed(
 # For onnxruntime's CPU
 
 
+def in_integers(forward: onnx.ModelProto, *words: str, **defence: Any) -> onnx.ModelProto:
+    options = GraphOptions(*(words or ("int8",)), target="cpu")
+    graph = two_pass_graph(forward, options, **defence)
+    return to_proto(lower_to_integers(graph, options.variant, IMAGES))
+
+
 @pytest.fixture(scope="module")
 def integers(forward: onnx.ModelProto) -> onnx.ModelProto:
-    return lower_to_integers(
-        two_pass(forward, target="cpu", variant=Variant.of("int8"), **SPACE), Variant.of("int8"), IMAGES
-    )
+    return in_integers(forward, **SPACE)
 
 
 def test_every_convolution_is_an_integer_one_in_both_passes_and_the_backward(
@@ -167,8 +173,7 @@ def test_the_batch_stays_dynamic(integers: onnx.ModelProto) -> None:
 
 
 def test_an_int8_saliency_under_a_float32_second_pass(forward: onnx.ModelProto) -> None:
-    graph = two_pass(forward, target="cpu", variant=Variant.of("int8"), **SPACE)
-    mixed = lower_to_integers(graph, Variant.of("fp32", "int8"), IMAGES)
+    mixed = in_integers(forward, "fp32", "int8", **SPACE)
     got, want = run(mixed, IMAGES), run(two_pass(forward, **SPACE), IMAGES)
     assert cosines(got["logits"], want["logits"]).min() > 0.9999
     (metadata,) = [entry.value for entry in mixed.metadata_props if entry.key == PRECISION_KEY]
@@ -178,9 +183,7 @@ def test_an_int8_saliency_under_a_float32_second_pass(forward: onnx.ModelProto) 
 def test_the_file_holds_the_weights_in_8_bits() -> None:
     """Twice: the backward's outputs are the forward's inputs, and have scales of their own."""
     forward = forward_onnx(wide_cnn())
-    graph = lower_to_integers(
-        two_pass(forward, target="cpu", variant=Variant.of("int8"), **SPACE), Variant.of("int8"), IMAGES
-    )
+    graph = in_integers(forward, **SPACE)
     assert graph.ByteSize() < 0.6 * forward.ByteSize()
 
 
@@ -215,9 +218,7 @@ class Everything(nn.Module):
 def test_other_operators_are_right_too(tmp_path: Path) -> None:
     torch.manual_seed(0)
     forward = forward_onnx(randomised(Everything()))
-    graph = lower_to_integers(
-        two_pass(forward, target="cpu", variant=Variant.of("int8"), **SPACE), Variant.of("int8"), IMAGES
-    )
+    graph = in_integers(forward, **SPACE)
     got, want = (
         run(graph, IMAGES, optimised=tmp_path / "optimised.onnx"),
         run(two_pass(forward, **SPACE), IMAGES),
@@ -242,9 +243,7 @@ def test_a_relu6_masks_what_it_saturates() -> None:
         stem.bias.copy_(torch.tensor([-3.0, 3.0, 9.0, 3.0] * 4))  # type: ignore[union-attr]
     model = nn.Sequential(stem, nn.BatchNorm2d(16), nn.ReLU6(), nn.Flatten(), nn.Linear(16 * 16 * 16, 5))
     forward = forward_onnx(model.eval())
-    graph = lower_to_integers(
-        two_pass(forward, eta=0.0, target="cpu", variant=Variant.of("int8")), Variant.of("int8"), IMAGES
-    )
+    graph = in_integers(forward, eta=0.0)
     got, want = run(graph, IMAGES)["saliency"], run(two_pass(forward, eta=0.0), IMAGES)["saliency"]
     assert cosines(got, want).min() > 0.999
 
@@ -271,9 +270,7 @@ def test_a_relu6_beside_larger_values_saturates_where_it_should() -> None:
         model.small.bias.copy_(torch.tensor([-3.0, 3.0, 9.0, 3.0] * 4))  # type: ignore[union-attr]
         model.large.bias.fill_(20.0)  # type: ignore[union-attr]
     forward = forward_onnx(model.eval())
-    graph = lower_to_integers(
-        two_pass(forward, eta=0.0, target="cpu", variant=Variant.of("int8")), Variant.of("int8"), IMAGES
-    )
+    graph = in_integers(forward, eta=0.0)
     got, want = run(graph, IMAGES), run(two_pass(forward, eta=0.0), IMAGES)
     assert cosines(got["saliency"], want["saliency"]).min() > 0.999
     assert cosines(got["plain_logits"], want["plain_logits"]).min() > 0.999
@@ -281,7 +278,7 @@ def test_a_relu6_beside_larger_values_saturates_where_it_should() -> None:
 
 def test_a_graph_that_is_no_two_pass_graph_is_refused(forward: onnx.ModelProto) -> None:
     with pytest.raises(GraphError, match="not a two-pass graph"):
-        lower_to_integers(forward, Variant.of("int8"), IMAGES)
+        lower_to_integers(load_classifier(forward).model, Variant.of("int8"), IMAGES)
 
 
 # For TensorRT
@@ -289,10 +286,9 @@ def test_a_graph_that_is_no_two_pass_graph_is_refused(forward: onnx.ModelProto) 
 
 @pytest.fixture(scope="module")
 def simulated(forward: onnx.ModelProto) -> onnx.ModelProto:
-    graph = two_pass(forward, **SPACE)
-    return lower(
-        graph, Variant.of("int8"), gradient_scales=gradient_scales(graph, IMAGES), images=IMAGES
-    ).typed
+    graph = two_pass_graph(forward, **SPACE)
+    scales = gradient_scales(graph, IMAGES)
+    return to_proto(lower(graph, Variant.of("int8"), gradient_scales=scales, images=IMAGES).typed)
 
 
 def test_weights_are_stored_once_as_codes_and_the_backward_reads_them_in_fp16(
@@ -329,7 +325,8 @@ def test_tensorrt_builds_every_mixture(
     forward: onnx.ModelProto, words: tuple[str, ...], tmp_path: Path
 ) -> None:
     pytest.importorskip("tensorrt_rtx", reason="needs the extra rtx; the test install has it")
-    variant = Variant.of(*words)
-    graph = two_pass(forward, variant=variant, **SPACE)
-    onnx.save(lower(graph, variant, images=IMAGES).typed, str(tmp_path / "m.onnx"))
-    assert build_engine(tmp_path / "m.onnx", tmp_path / "m.plan", flavor="rtx").precision == variant.label
+    options = GraphOptions(*words)
+    graph = two_pass_graph(forward, options, **SPACE)
+    save_graph(lower(graph, options.variant, images=IMAGES).typed, tmp_path / "m.onnx")
+    info = build_engine(tmp_path / "m.onnx", tmp_path / "m.plan", flavor="rtx")
+    assert info.precision == options.variant.label

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -11,13 +12,15 @@ import pytest
 import torch
 from differentiate import run
 from last_weight import with_last_weight
-from models import forward_onnx, randomised, small_cnn
+from models import forward_onnx, randomised, small_cnn, two_pass_graph
 from onnx import TensorProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from torch import nn
 
-from sad_export import GraphError, input_gradient, two_pass
-from sad_export.precision import Lowered, Variant, lower
+from sad_export import GraphError, GraphOptions
+from sad_export.graph.write import to_proto
+from sad_export.model import load_classifier
+from sad_export.precision import Variant, gradient_scales, lower
 from sad_export.tensorrt import build_engine
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
@@ -31,12 +34,18 @@ def forward() -> onnx.ModelProto:
     return forward_onnx(small_cnn())
 
 
-def made(forward: onnx.ModelProto, *words: str) -> tuple[onnx.ModelProto, Lowered]:
+class Written(NamedTuple):
+    typed: onnx.ModelProto
+    rounding: onnx.ModelProto
+    kept: Mapping[str, str]
+
+
+def made(forward: onnx.ModelProto, *words: str) -> tuple[onnx.ModelProto, Written]:
     """The float32 graph, and the lowered one."""
-    variant = Variant.of(*words)
-    options = {"eta": 0.3, "normalization": "rms", "mean": MEAN, "std": STD}
-    graph = two_pass(forward, variant=variant, **options)
-    return graph, lower(graph, variant)
+    options = GraphOptions(*words)
+    graph = two_pass_graph(forward, options, eta=0.3, normalization="rms", mean=MEAN, std=STD)
+    lowered = lower(graph, options.variant)
+    return to_proto(graph), Written(to_proto(lowered.typed), to_proto(lowered.rounding), lowered.kept)
 
 
 def types(model: onnx.ModelProto) -> dict[str, int]:
@@ -171,27 +180,27 @@ def test_bf16_leaves_to_float32_what_tensorrt_lacks() -> None:
 
 def test_bf16_is_written_in_an_opset_that_has_it(forward: onnx.ModelProto) -> None:
     """Conv takes bf16 from opset 22 on."""
-    graph, lowered = made(forward, "bf16")
-    assert graph.opset_import[0].version < 22 <= lowered.typed.opset_import[0].version
+    _, lowered = made(forward, "bf16")
+    assert forward.opset_import[0].version < 22 <= lowered.typed.opset_import[0].version
 
 
 def test_a_graph_in_half_precision_is_refused(forward: onnx.ModelProto) -> None:
-    _, lowered = made(forward, "fp16")
+    lowered = lower(two_pass_graph(forward, eta=0.3), Variant.of("fp16"))
     with pytest.raises(GraphError, match="are in half precision already") as caught:
         lower(lowered.typed, Variant.of("bf16"))
     assert "give the float32 classifier" in str(caught.value.hint)
 
 
-def test_a_graph_without_the_three_outputs_is_refused(forward: onnx.ModelProto) -> None:
-    with pytest.raises(GraphError, match="it has no output saliency, plain_logits"):
-        lower(input_gradient(forward), Variant.of("fp16"))
+def test_a_graph_without_parts_is_refused(forward: onnx.ModelProto) -> None:
+    with pytest.raises(GraphError, match=r"not a two-pass graph: .* belongs to none of its parts"):
+        lower(load_classifier(forward).model, Variant.of("fp16"))
 
 
 def test_the_float32_graph_is_not_changed(forward: onnx.ModelProto) -> None:
-    graph = two_pass(forward, eta=0.3)
-    before = graph.SerializeToString(deterministic=True)
-    lower(graph, Variant.of("bf16"))
-    assert graph.SerializeToString(deterministic=True) == before
+    graph = two_pass_graph(forward, eta=0.3)
+    before = to_proto(graph).SerializeToString(deterministic=True)
+    lower(graph, Variant.of("fp16"), gradient_scales=gradient_scales(graph, IMAGES))
+    assert to_proto(graph).SerializeToString(deterministic=True) == before
 
 
 @pytest.mark.parametrize("words", [("fp16",), ("bf16",), ("fp32", "fp16")])

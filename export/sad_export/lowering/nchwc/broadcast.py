@@ -63,6 +63,7 @@ def _scales(graph: ir.Graph, node: ir.Node, layout: Layout) -> bool:
         repeated = ir.Value(name=f"{node.name}/repeated", type=g.type, shape=x.shape)
         attributes = ir.convenience.convert_attributes(NEAREST)
         repeat = ir.Node("", "Resize", [g, None, scales], attributes, outputs=[repeated], name=repeated.name)
+        repeat.meta.update(node.meta)
         graph.insert_before(node, repeat)
         node.replace_input_with(1 - place, repeated)
         return True

@@ -21,7 +21,7 @@ import onnx_ir as ir
 from ...graph.expression import Array
 from ...graph.operators import AVERAGES, MOVING_CODES, WEIGHTED
 from ...graph.values import constant_array
-from ..parts import Part, parts_of
+from ...parts import Part, parts_of
 from .grid import Grid
 from .ranges import ACTIVATIONS, GRADIENTS, evaluated, measured_ranges
 
@@ -68,7 +68,7 @@ def plan_integers(
     """Plan the integers of a float32 two-pass graph for onnxruntime's CPU.
 
     Args:
-        model: As :func:`sad_export.two_pass` made it for the target ``int8``; not modified.
+        model: A two-pass graph for the target ``cpu`` and int8, its parts marked; not modified.
         parts: Which parts.
         images: (N, C, H, W) float32 in [0, 1], real ones, for the ranges.
         method: Of :func:`~.ranges.measured_ranges`.

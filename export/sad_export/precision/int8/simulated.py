@@ -18,7 +18,7 @@ from ...graph.expression import Array
 from ...graph.initializers import initializer
 from ...graph.operators import WEIGHTED
 from ...graph.values import constant_array
-from ..parts import Part, parts_of
+from ...parts import Part, mark, parts_of
 from .grid import Grid, weight_codes
 from .plan import constants_of, is_plain_linear
 from .ranges import ACTIVATIONS, measured_ranges
@@ -32,7 +32,7 @@ def simulate_integers(
     """Put the layers of some passes of a float32 two-pass graph on symmetric 8-bit grids, in place.
 
     Args:
-        model: As :func:`sad_export.two_pass` made it.
+        model: A two-pass graph, its parts marked; what is put in belongs to the part that reads it.
         parts: ``FIRST``, ``SECOND`` or both; the backward goes with ``FIRST``.
         images: (N, C, H, W) float32 in [0, 1], real ones, for the ranges.
         method: Of :func:`~.ranges.measured_ranges`.
@@ -45,9 +45,12 @@ def simulate_integers(
         for node in graph
         if of_part[node] in parts and node.op_type in WEIGHTED and is_plain_linear(node, constant)
     ]
-    activations = [value for node in layers if (value := node.inputs[0]) is not None]
-    ranges = measured_ranges(model, dict.fromkeys(activations, ACTIVATIONS), images, method=method)
-    rounded = {value: _rounded(graph, value, Grid.symmetric(*ranges[value])) for value in ranges}
+    read_by = {value: of_part[node] for node in layers if (value := node.inputs[0]) is not None}
+    ranges = measured_ranges(model, dict.fromkeys(read_by, ACTIVATIONS), images, method=method)
+    rounded = {}
+    for value, part in read_by.items():
+        rounded[value] = _rounded(graph, value, Grid.symmetric(*ranges[value]))
+        mark(graph, part)
     readers = parts | ({Part.BACKWARD} if Part.FIRST in parts else frozenset())
     for node in layers:
         assert node.inputs[0] is not None
@@ -57,6 +60,7 @@ def simulate_integers(
             continue
         default = 0 if node.attributes.get_int("transB", 0) else 1
         decoded = _stored_as_codes(graph, weight, _AXIS_OF_OUTPUTS.get(node.op_type, default))
+        mark(graph, of_part[node])
         for use in list(weight.uses()):
             if of_part.get(use.node) in readers:
                 use.node.replace_input_with(use.idx, decoded)
