@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+WORKERS ?= auto
 BIN := $(VENV)/bin
 
 .PHONY: help demo test lint types imports check format benchmark gpu clean
@@ -37,7 +38,7 @@ demo: $(VENV)/.demo
 	PATH="$(abspath $(BIN)):$$PATH" sh examples/demo.sh
 
 test: $(VENV)/.dev $(VENV)/trt-bindings
-	SAD_DEPLOY_TRT_BINDINGS="$(abspath $(VENV)/trt-bindings)" $(BIN)/python -m pytest
+	SAD_DEPLOY_TRT_BINDINGS="$(abspath $(VENV)/trt-bindings)" $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check

@@ -43,8 +43,8 @@ from sad_export import input_gradient
 from sad_export.tensorrt import build_engine
 from sad_runtime.errors import UserError
 
-sys.path.insert(0, str(ROOT / "tests" / "export"))
-from models import forward_onnx, randomised, small_cnn
+sys.path.insert(0, str(ROOT))
+from tests.support.models import forward_onnx, randomised, small_cnn
 
 CORRECT = 1e-2
 TIMED = ["resnet18", "resnet50", "mobilenet_v3_large", "efficientnet_b0", "densenet121", "regnet_y_800mf"]

@@ -48,8 +48,8 @@ from sad_export.tensorrt import build_engine
 from sad_runtime.errors import UserError
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "tests" / "export"))
-from models import forward_onnx, randomised, small_cnn  # noqa: E402
+sys.path.insert(0, str(ROOT))
+from tests.support.models import forward_onnx, randomised, small_cnn  # noqa: E402
 
 IMAGES = 4
 SMALL = {"inception_v3": 96, "maxvit_t": 224, "vgg": 64}

@@ -30,8 +30,6 @@ from measuring import machine, write_results
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from runtime.tiny_bundle import linear_model, manifest_of, write_tiny_bundle
-
 from sad_runtime.bundle import write_bundle
 from sad_runtime.classifier import Classifier
 from sad_runtime.devices import available_cores
@@ -40,6 +38,7 @@ from sad_runtime.pipeline import Options, classify
 from sad_runtime.preprocess import load
 from sad_runtime.results import Columns, Ranked, Row, RunRecord, open_output
 from sad_runtime.sources import FileItem
+from tests.support.tiny_bundle import linear_model, manifest_of, write_tiny_bundle
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 BATCH = 32

@@ -78,8 +78,8 @@ def export(name: str, side: int, path: Path) -> None:
     import torch
     import torchvision
 
-    sys.path.insert(0, str(ROOT / "tests" / "export"))
-    from models import forward_onnx, randomised
+    sys.path.insert(0, str(ROOT))
+    from tests.support.models import forward_onnx, randomised
 
     torch.set_num_threads(1)
     torch.manual_seed(0)

@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-import trt_names
-from enterprise_bindings import names_of
+
+from tests.support import enterprise_bindings, trt_names
+from tests.support.enterprise_bindings import names_of
 
 Names = Mapping[str, list[str]]
 
@@ -62,7 +63,7 @@ def test_enterprise_tensorrt_has_every_name(requirement: str) -> None:
     wheels = list(Path(folder).glob(f"{package.replace('-', '_')}-{version}-*.whl"))
     if not wheels:
         pytest.skip(f"{requirement} could not be downloaded for this Python and machine")
-    reader = [sys.executable, str(HERE / "enterprise_bindings.py"), str(wheels[0])]
+    reader = [sys.executable, enterprise_bindings.__file__, str(wheels[0])]
     run = subprocess.run(reader, capture_output=True, text=True, check=True)
     there = json.loads(run.stdout)
     assert "IBuilderConfig" in there

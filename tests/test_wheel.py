@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from models import forward_onnx, small_cnn
 from PIL import Image
 
 from sad_export import two_pass
@@ -26,6 +25,7 @@ from sad_runtime.manifest import (
     ModelSource,
     Preprocessing,
 )
+from tests.support.models import forward_onnx, small_cnn
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent

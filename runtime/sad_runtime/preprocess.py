@@ -161,11 +161,11 @@ def _may_resize_span(image: Image.Image, height: int, width: int, preprocessing:
 def _nearest(image: Image.Image, height: int, width: int, span: tuple[int, int, int, int]) -> Image.Image:
     """The part ``span`` of the image resized to (width, height) without a filter, as Pillow does it."""
     left, top, right, bottom = span
-    columns, rows = _nearest_samples(image.width, width), _nearest_samples(image.height, height)
+    columns, rows = nearest_samples(image.width, width), nearest_samples(image.height, height)
     return Image.fromarray(np.asarray(image)[rows[top:bottom, None], columns[left:right]])
 
 
-def _nearest_samples(length: int, resized: int) -> npt.NDArray[np.intp]:
+def nearest_samples(length: int, resized: int) -> npt.NDArray[np.intp]:
     """(resized,) index of the sample that each pixel of a resized axis is; Pillow, too, adds steps up."""
     if resized > _LONGEST_NEAREST:
         raise ImageError(ErrorCode.TOO_LARGE, f"a side would be resized to {resized} pixels")

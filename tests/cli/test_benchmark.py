@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from runtime.tiny_bundle import linear_model, write_tiny_bundle
 
 from sad_deploy.cli import main
 from sad_runtime.devices import cuda_devices
+from tests.support.tiny_bundle import linear_model, write_tiny_bundle
 
 QUICK = ["--seconds", "0", "--backend", "cpu", "--batch", "2"]
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import onnx
 import pytest
-from models import forward_onnx, small_cnn
 from typer.testing import CliRunner
 
 from sad_deploy.cli import app, main
@@ -20,14 +19,8 @@ from sad_export.model import load_classifier
 from sad_export.precision import lower
 from sad_export.two_pass import Defence, defended
 from sad_runtime.errors import UserError
-
-
-def run(*arguments: str) -> str:
-    """stdout of a command; what it raises is raised."""
-    result = CliRunner().invoke(app, list(arguments), catch_exceptions=False, standalone_mode=False)
-    if result.exception:
-        raise result.exception
-    return result.stdout
+from tests.support.command_line import run_command
+from tests.support.models import forward_onnx, small_cnn
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +32,7 @@ def forward(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_bare_graph_becomes_a_verified_two_pass_graph_and_an_engine(forward: Path, tmp_path: Path) -> None:
     out = tmp_path / "defended.onnx"
-    printed = run(
+    printed = run_command(
         "defend", str(forward), "--eta", "0.05", "--mean", ".5,.5,.5", "--std", ".25,.25,.25", "--trt",
         "--flavor", "rtx", "--out", str(out),
     )  # fmt: skip
@@ -61,7 +54,7 @@ def test_a_bare_graph_is_verified_on_a_folder_of_images(forward: Path, tmp_path:
     for name in ("astronaut", "coffee", "chelsea"):
         Image.fromarray(getattr(skimage.data, name)()).save(tmp_path / "images" / f"{name}.png")
     out = tmp_path / "d.onnx"
-    printed = run(
+    printed = run_command(
         "defend", str(forward), "--eta", "0.05", "--images", str(tmp_path / "images"), "--out", str(out)
     )
     assert re.search(r"images\W+3\W", printed)
@@ -76,7 +69,7 @@ def test_weights_in_a_file_of_their_own_are_taken_in(tmp_path: Path) -> None:
         forward_onnx(small_cnn()), str(source), save_as_external_data=True, location="w", size_threshold=1024
     )
     out = tmp_path / "out.onnx"
-    run("defend", str(source), "--eta", "0.05", "--out", str(out))
+    run_command("defend", str(source), "--eta", "0.05", "--out", str(out))
     (tmp_path / "in" / "w").unlink()
     onnx.checker.check_model(str(out), full_check=True)
 
@@ -85,7 +78,7 @@ def test_an_engine_of_an_earlier_graph_is_pointed_out(
     forward: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "d.onnx"
-    run("defend", str(forward), "--eta", "0.05", "--trt", "--flavor", "rtx", "--out", str(out))
+    run_command("defend", str(forward), "--eta", "0.05", "--trt", "--flavor", "rtx", "--out", str(out))
     result = CliRunner().invoke(
         app, ["defend", str(forward), "--eta", "0.5", "--out", str(out)], standalone_mode=False
     )
@@ -100,7 +93,7 @@ def test_a_fixed_batch_is_refused(tmp_path: Path) -> None:
         value.type.tensor_type.shape.dim[0].dim_value = 2
     onnx.save(graph, str(tmp_path / "f.onnx"))
     with pytest.raises(UserError, match="its batch is fixed to 2"):
-        run("defend", str(tmp_path / "f.onnx"), "--eta", "0.1")
+        run_command("defend", str(tmp_path / "f.onnx"), "--eta", "0.1")
 
 
 TRT = ("{forward}", "--eta", "0.1", "--trt", "--flavor", "rtx")
@@ -149,7 +142,7 @@ def test_wrong_use_is_refused_and_nothing_is_written(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError) as caught:
-        run("defend", *(argument.format(forward=forward) for argument in arguments))
+        run_command("defend", *(argument.format(forward=forward) for argument in arguments))
     assert message in caught.value.message
     assert list(tmp_path.iterdir()) == []
     assert [p.name for p in forward.parent.iterdir()] == ["forward.onnx"]
@@ -201,7 +194,7 @@ def test_what_the_readme_of_earlier_versions_shows_still_works_with_a_warning(
 
 def test_json_is_what_was_written(forward: Path, tmp_path: Path) -> None:
     out = tmp_path / "d.onnx"
-    shown = json.loads(run("defend", str(forward), "--eta", "0.05", "--json", "--out", str(out)))
+    shown = json.loads(run_command("defend", str(forward), "--eta", "0.05", "--json", "--out", str(out)))
     assert shown["graph"] == str(out)
     assert shown["bytes"] == out.stat().st_size
     assert shown["verification"]["slope_error"] < 0.05
@@ -210,10 +203,10 @@ def test_json_is_what_was_written(forward: Path, tmp_path: Path) -> None:
 
 def test_a_defended_graph_is_a_classifier_too(forward: Path, tmp_path: Path) -> None:
     once, twice = tmp_path / "once.onnx", tmp_path / "twice.onnx"
-    run("defend", str(forward), "--eta", "0.05", "--out", str(once))
+    run_command("defend", str(forward), "--eta", "0.05", "--out", str(once))
     with pytest.raises(UserError, match=r"3 outputs .*--logits"):
-        run("defend", str(once), "--eta", "0.05", "--out", str(twice))
-    assert "slope error" in run(
+        run_command("defend", str(once), "--eta", "0.05", "--out", str(twice))
+    assert "slope error" in run_command(
         "defend", str(once), "--eta", "0.05", "--logits", "logits", "--out", str(twice)
     )
 
@@ -242,7 +235,9 @@ def test_a_bare_graph_in_lower_precision_is_compared_with_its_float32_form(
 ) -> None:
     source = tmp_path / "f.onnx"
     shutil.copy(forward, source)
-    printed = run("defend", str(source), "--eta", "0.05", "--precision", "fp16", "--trt", "--flavor", "rtx")
+    printed = run_command(
+        "defend", str(source), "--eta", "0.05", "--precision", "fp16", "--trt", "--flavor", "rtx"
+    )
     assert "slope error" in printed
     assert "against its float32 form" in " ".join(printed.split())  # a long path wraps the title
     assert sorted(path.name for path in tmp_path.iterdir()) == [
@@ -265,5 +260,5 @@ def test_a_classifier_in_half_precision_is_refused(
     onnx.utils.extract_model(str(lowered), str(source), ["image"], ["plain_logits"])
     for precision in ("fp32", "fp16"):
         with pytest.raises(UserError, match="half precision already"):
-            run("defend", str(source), "--eta", "0.05", "--precision", precision)
+            run_command("defend", str(source), "--eta", "0.05", "--precision", precision)
     assert [path.name for path in tmp_path.iterdir()] == ["half.onnx"]

@@ -10,10 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from integer_kernels import kernels_saturate
-from models import randomised
 from typer.testing import CliRunner
-from without_deconvolution import without_deconvolution
 
 from sad_deploy.calibrated import write_calibrated
 from sad_deploy.cli import app
@@ -26,14 +23,10 @@ from sad_runtime.classifier import Classifier
 from sad_runtime.errors import BackendError, BundleError, UserError
 from sad_runtime.manifest import Defence, InputSpace, Manifest, ModelSource
 from sad_runtime.tensorrt import read_sidecar
-
-
-def run(*arguments: str) -> str:
-    """stdout of a command; what it raises is raised."""
-    result = CliRunner().invoke(app, list(arguments), catch_exceptions=False, standalone_mode=False)
-    if result.exception:
-        raise result.exception
-    return result.stdout
+from tests.support.command_line import run_command
+from tests.support.integer_kernels import kernels_saturate
+from tests.support.models import randomised
+from tests.support.without_deconvolution import without_deconvolution
 
 
 def digit_images(count: int = 24) -> ImageSet:
@@ -73,7 +66,7 @@ def in_fp16(calibrated: Path) -> Path:
     """The bundle with its graph and engine in fp16, and the float32 graph that comes with them."""
     folder = calibrated.with_name("fp16")
     shutil.copytree(calibrated, folder)
-    printed = run(
+    printed = run_command(
         "export", str(folder), "--precision", "fp16", "--trt", "--flavor", "rtx", "--batch", "1:2:4"
     )
     assert "model.onnx against PyTorch" in printed
@@ -107,7 +100,7 @@ def test_int8_for_the_cpu_is_verified_and_runs(
     folder = tmp_path / "b"
     shutil.copytree(calibrated, folder)
     options = ["--precision", words[0], *(["--saliency-precision", words[1]] if words[1:] else [])]
-    run("export", str(folder), "--target", "cpu", *options)
+    run_command("export", str(folder), "--target", "cpu", *options)
     label = "-".join(words)
     (graph,) = [g for g in Bundle.open(folder).manifest.graphs if g.precision == label]
     assert (graph.file, graph.target) == (f"model.{label}.onnx", "cpu")
@@ -133,7 +126,7 @@ def test_int8_for_tensorrt_has_an_engine_and_takes_entropy_for_its_ranges(
         folder = tmp_path / ranges
         shutil.copytree(calibrated, folder)
         options = ["--precision", "int8", "--ranges", ranges, "--allow-inaccurate"]
-        run("export", str(folder), *options, "--trt", "--flavor", "rtx", "--batch", "1:2:4")
+        run_command("export", str(folder), *options, "--trt", "--flavor", "rtx", "--batch", "1:2:4")
         manifest = Bundle.open(folder).manifest
         assert [e.precision for e in manifest.engines] == ["int8"]
         files[ranges] = manifest.files["model.int8.onnx"]
@@ -145,11 +138,11 @@ def test_another_precision_leaves_those_there_and_the_same_replaces_its_engines(
 ) -> None:
     folder = tmp_path / "b"
     shutil.copytree(in_fp16, folder)
-    run("export", str(folder), "--precision", "fp32", "--saliency-precision", "fp16")
+    run_command("export", str(folder), "--precision", "fp32", "--saliency-precision", "fp16")
     manifest = Bundle.open(folder).manifest
     assert [g.precision for g in manifest.graphs] == ["fp32", "fp16", "fp32-fp16"]
     assert [e.precision for e in manifest.engines] == ["fp16"]
-    run("export", str(folder), "--precision", "fp16", "--conv-gradient", "conv")
+    run_command("export", str(folder), "--precision", "fp16", "--conv-gradient", "conv")
     manifest = Bundle.open(folder).manifest
     assert [g.precision for g in manifest.graphs] == ["fp32", "fp16", "fp32-fp16"]
     assert manifest.engines == ()
@@ -160,15 +153,17 @@ def test_an_absent_bundle_and_an_engine_of_the_cpus_graph_are_refused(
     calibrated: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(BundleError, match="no bundle at"):
-        run("export", str(tmp_path / "absent"))
+        run_command("export", str(tmp_path / "absent"))
     with pytest.raises(UserError, match="portable graph"):
-        run("export", str(calibrated), "--trt", "--target", "cpu")
+        run_command("export", str(calibrated), "--trt", "--target", "cpu")
 
 
 def test_json_is_what_was_written(in_fp16: Path, tmp_path: Path) -> None:
     folder = tmp_path / "b"
     shutil.copytree(in_fp16, folder)
-    shown = json.loads(run("export", str(folder), "--precision", "fp16", "--conv-gradient", "conv", "--json"))
+    shown = json.loads(
+        run_command("export", str(folder), "--precision", "fp16", "--conv-gradient", "conv", "--json")
+    )
     (graph,) = shown["graphs"]
     assert (graph["file"], graph["precision"]) == ("model.fp16.onnx", "fp16")
     assert graph["bytes"] == (folder / graph["file"]).stat().st_size
@@ -180,7 +175,7 @@ def test_the_same_export_again_changes_nothing_and_keeps_its_engines(in_fp16: Pa
     folder = tmp_path / "b"
     shutil.copytree(in_fp16, folder)
     before = (folder / "manifest.json").read_bytes()
-    run("export", str(folder), "--precision", "fp16")
+    run_command("export", str(folder), "--precision", "fp16")
     assert (folder / "manifest.json").read_bytes() == before
     Bundle.open(folder).file("engines/model.fp16.rtx.plan")
 
@@ -205,7 +200,7 @@ def test_where_deconvolution_has_no_kernel_graph_and_engine_are_written_with_con
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", without_deconvolution(rtx))
     folder = tmp_path / "b"
     shutil.copytree(calibrated, folder)
-    run("export", str(folder), "--trt", "--flavor", "rtx", "--batch", "1:2:4", "--no-engine-cache")
+    run_command("export", str(folder), "--trt", "--flavor", "rtx", "--batch", "1:2:4", "--no-engine-cache")
     bundle = Bundle.open(folder)
     (graph,) = bundle.manifest.graphs
     (engine,) = bundle.manifest.engines
@@ -244,7 +239,7 @@ def test_the_same_engine_is_built_once(calibrated: Path, tmp_path: Path) -> None
 def test_a_bf16_graph_is_for_engines(calibrated: Path, tmp_path: Path) -> None:
     folder = tmp_path / "b"
     shutil.copytree(calibrated, folder)
-    run("export", str(folder), "--precision", "bf16")
+    run_command("export", str(folder), "--precision", "bf16")
     graph = Bundle.open(folder).graph("bf16")
     assert graph.dgrad == "conv"
     assert graph.verification["saliency_cosine_median"] >= 0.98
@@ -260,7 +255,7 @@ def test_a_precision_below_its_tolerance_leaves_the_bundle_as_it_was(tmp_path: P
     folder = write_bundle_of(model, tmp_path / "b", digit_images())
     before = sorted((path.name, path.read_bytes()) for path in folder.iterdir())
     with pytest.raises(UserError, match="differs from its reference on 24 images") as caught:
-        run("export", str(folder), "--precision", "fp16", "--allow-inaccurate")
+        run_command("export", str(folder), "--precision", "fp16", "--allow-inaccurate")
     assert "bf16" in str(caught.value.hint)
     assert sorted((path.name, path.read_bytes()) for path in folder.iterdir()) == before
 
@@ -268,4 +263,4 @@ def test_a_precision_below_its_tolerance_leaves_the_bundle_as_it_was(tmp_path: P
 def test_a_bundle_without_samples_is_refused_in_any_precision(tmp_path: Path) -> None:
     folder = write_bundle_of(digits_model(), tmp_path / "b", None)
     with pytest.raises(BundleError, match="holds no sample images"):
-        run("export", str(folder), "--precision", "fp16")
+        run_command("export", str(folder), "--precision", "fp16")

@@ -5,16 +5,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from differentiate import run as run_graph
-from models import forward_onnx, small_cnn
-from typer.testing import CliRunner
 
-from sad_deploy.cli import app
 from sad_runtime.errors import UserError
-
-
-def run(*arguments: str) -> None:
-    CliRunner().invoke(app, ["gradient", *arguments], catch_exceptions=False, standalone_mode=False)
+from tests.support.command_line import run_command
+from tests.support.differentiate import run as run_graph
+from tests.support.models import forward_onnx, small_cnn
 
 
 @pytest.fixture
@@ -25,7 +20,7 @@ def forward(tmp_path: Path) -> Path:
 
 
 def test_the_gradient_goes_beside_the_classifier(forward: Path) -> None:
-    run(str(forward))
+    run_command("gradient", str(forward))
     graph = onnx.load(str(forward.with_name("forward.gradient.onnx")))
     assert [o.name for o in graph.graph.output] == ["logits", "gradient"]
     x = np.random.default_rng(0).random((3, 3, 16, 16), dtype=np.float32)
@@ -38,7 +33,7 @@ def test_the_gradient_goes_beside_the_classifier(forward: Path) -> None:
 def test_what_cannot_be_differentiated_leaves_no_file(tmp_path: Path) -> None:
     (tmp_path / "broken.onnx").write_bytes(b"no model")
     with pytest.raises(UserError, match="not a readable ONNX model"):
-        run(str(tmp_path / "broken.onnx"), "--out", str(tmp_path / "out.onnx"))
+        run_command("gradient", str(tmp_path / "broken.onnx"), "--out", str(tmp_path / "out.onnx"))
     assert [p.name for p in tmp_path.iterdir()] == ["broken.onnx"]
 
 
@@ -48,23 +43,23 @@ def test_a_graph_too_large_for_one_file_is_refused_and_leaves_none(
     """2 GiB of weights are more than a test should hold: the limit is lowered."""
     monkeypatch.setattr("sad_export.graph.write.LARGEST_WEIGHTS", 1000)
     with pytest.raises(UserError, match="beyond the 2 GiB of one ONNX file"):
-        run(str(forward))
+        run_command("gradient", str(forward))
     assert [p.name for p in forward.parent.iterdir()] == ["forward.onnx"]
 
 
 def test_an_unwritable_destination_is_one_line(forward: Path) -> None:
     with pytest.raises(UserError, match=r"cannot write .*out\.onnx: Not a directory"):
-        run(str(forward), "--out", str(forward / "out.onnx"))
+        run_command("gradient", str(forward), "--out", str(forward / "out.onnx"))
 
 
 @pytest.mark.parametrize("name", [".", "/", ""])
 def test_a_folder_is_no_classifier_and_no_destination(forward: Path, name: str) -> None:
     with pytest.raises(UserError, match="is a folder; a classifier is an ONNX file"):
-        run(name)
+        run_command("gradient", name)
     with pytest.raises(UserError, match="is a folder; --out names a file"):
-        run(str(forward), "--out", name)
+        run_command("gradient", str(forward), "--out", name)
 
 
 def test_a_folder_that_does_not_exist_is_made(forward: Path) -> None:
-    run(str(forward), "--out", str(forward.parent / "new" / "folder" / "out.onnx"))
+    run_command("gradient", str(forward), "--out", str(forward.parent / "new" / "folder" / "out.onnx"))
     onnx.checker.check_model(str(forward.parent / "new" / "folder" / "out.onnx"))

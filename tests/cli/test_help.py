@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from runtime.tiny_bundle import linear_model, write_tiny_bundle
 
 from sad_deploy.cli.commands import COMMANDS, load
+from tests.support.tiny_bundle import linear_model, write_tiny_bundle
 
 ENTRY = [sys.executable, "-m", "sad_deploy"]
 
@@ -80,8 +80,9 @@ def test_a_console_without_unicode_gets_ascii(tmp_path: Path, encoding: str) -> 
 @pytest.mark.parametrize("closed", ["2>&1 | true", "| true", ">&-", "2>&-", ">&- 2>&-"])
 def test_a_closed_output_ends_no_work(tmp_path: Path, closed: str) -> None:
     """``| true`` never reads: whatever is written finds the pipe broken."""
-    from models import forward_onnx, small_cnn
     from onnx import save
+
+    from tests.support.models import forward_onnx, small_cnn
 
     save(forward_onnx(small_cnn()), str(tmp_path / "f.onnx"))
     words = f"{sys.executable} -m sad_deploy defend f.onnx --eta 0.05"

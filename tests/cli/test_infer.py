@@ -17,14 +17,14 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from runtime.backends import fake_gpu
-from runtime.tiny_bundle import changed, linear_model, write_tiny_bundle
 
 from sad_deploy.cli import main
 from sad_runtime.bundle import Bundle
 from sad_runtime.devices import cuda_devices
 from sad_runtime.manifest import Engine
 from sad_runtime.tensorrt import Flavor
+from tests.support import fake_gpu
+from tests.support.tiny_bundle import changed, linear_model, write_tiny_bundle
 
 MAIN = [sys.executable, "-c", "from sad_deploy.cli import main; main()"]
 

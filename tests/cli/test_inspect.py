@@ -2,17 +2,16 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from pathlib import Path
 
 import pytest
-from runtime.backends.fake_gpu import write_engine
-from runtime.tiny_bundle import changed, linear_model, write_tiny_bundle
 
-from sad_deploy.cli import main
 from sad_runtime.bundle import Bundle
 from sad_runtime.manifest import Engine
 from sad_runtime.tensorrt import Flavor
+from tests.support.command_line import exit_code
+from tests.support.fake_gpu import write_engine
+from tests.support.tiny_bundle import changed, linear_model, write_tiny_bundle
 
 
 @pytest.fixture
@@ -23,11 +22,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["sad-deploy", "inspect", *arguments])
-    with pytest.raises(SystemExit) as caught:
-        main()
-    assert isinstance(caught.value.code, int)
-    return caught.value.code
+    return exit_code(monkeypatch, "inspect", *arguments)
 
 
 def test_manifest_is_a_table_on_stdout(

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from runtime.tiny_bundle import changed, linear_model, write_tiny_bundle
 
 from sad_runtime.manifest import Engine
+from tests.support.tiny_bundle import changed, linear_model, write_tiny_bundle
 
 MAIN = [sys.executable, "-c", "from sad_deploy.cli import main; main()"]
 COUNT = 1200

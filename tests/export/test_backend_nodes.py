@@ -5,7 +5,8 @@ from __future__ import annotations
 import collections
 
 import pytest
-from backend_nodes import cases, gradient_of, largest_error, step_and_tolerance
+
+from tests.support.backend_nodes import cases, gradient_of, largest_error, step_and_tolerance
 
 CHECKED_AT_LEAST = 950
 OPERATORS_AT_LEAST = 95

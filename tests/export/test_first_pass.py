@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from differentiate import run
-from models import forward_onnx, small_cnn
 
 from sad_export import GraphError, two_pass
 from sad_export.first_pass import first_pass
+from tests.support.differentiate import run
+from tests.support.models import forward_onnx, small_cnn
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 

@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-import copy
-
 import numpy as np
 import onnx
 import pytest
 import torch
-from differentiate import run
-from models import forward_onnx, randomised, small_cnn
 from torch import nn
 
 from sad_deploy.models import build_model
 from sad_export import GraphError, input_gradient, unsupported_nodes
-
-
-def saliency64(model: nn.Module, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    wide = copy.deepcopy(model).double()
-    xt = torch.from_numpy(x).double().requires_grad_()
-    logits = wide(xt)
-    (gradient,) = torch.autograd.grad(logits.max(1).values.sum(), xt)
-    return logits.detach().numpy(), gradient.numpy()
+from tests.support.differentiate import run
+from tests.support.models import forward_onnx, randomised, small_cnn
+from tests.support.torch_gradient import saliency64
 
 
 def assert_saliency_equals_float64(

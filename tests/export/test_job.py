@@ -8,13 +8,13 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 import pytest
-from models import forward_onnx, small_cnn
 
 import sad_export
 from sad_export import GraphOptions
 from sad_export.job import write_and_build
 from sad_export.tensorrt import UnbuildableError
 from sad_runtime.errors import UserError
+from tests.support.models import forward_onnx, small_cnn
 
 
 class Job:

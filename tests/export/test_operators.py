@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import onnx
 import pytest
-from differentiate import forward_model, gradient_model
-from test_portable import CASES, SHAPE, opsets
 
 from sad_export.gradient import covered
 from sad_export.graph.operators import CLASSIFIED, FLOAT32_ONLY, NOT_IN_BF16, SUMS
+from tests.support.differentiate import forward_model, gradient_model
+from tests.support.operator_cases import CASES, SHAPE, opsets
 
 BF16_FROM = 22
 

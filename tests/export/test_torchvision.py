@@ -7,12 +7,12 @@ import onnx
 import pytest
 import torch
 import torchvision
-from differentiate import run
-from models import forward_onnx, randomised
-from test_input_gradient import saliency64
 from torch import nn
 
 from sad_export import two_pass, unsupported_nodes
+from tests.support.differentiate import run
+from tests.support.models import forward_onnx, randomised
+from tests.support.torch_gradient import saliency64
 
 FAMILIES = {
     "resnet18": 64,

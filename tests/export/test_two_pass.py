@@ -4,11 +4,11 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from differentiate import run
-from models import forward_onnx, small_cnn
 
 from sad_deploy.classifier import SADClassifier
 from sad_export import GraphError, two_pass
+from tests.support.differentiate import run
+from tests.support.models import forward_onnx, small_cnn
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 

@@ -9,7 +9,6 @@ import onnx
 import onnx_ir as ir
 import pytest
 import torch
-from models import forward_onnx, small_cnn
 from onnx import numpy_helper
 
 from sad_deploy.classifier import SADClassifier
@@ -19,6 +18,7 @@ from sad_export.two_pass import Defence
 from sad_export.verify import VerificationError, verify
 from sad_export.verify_forward import verify_forward
 from sad_runtime.choices import Normalization
+from tests.support.models import forward_onnx, small_cnn
 
 ETA = 50.0
 IMAGES = np.random.default_rng(1).random((11, 3, 16, 16), dtype=np.float32)

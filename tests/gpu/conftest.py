@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import pytest
-from models import forward_onnx, small_cnn
 
 from sad_export import two_pass
 from sad_export.tensorrt import build_engine
@@ -24,6 +23,7 @@ from sad_runtime.backends.tensorrt import TensorRTBackend
 from sad_runtime.devices import cuda_devices
 from sad_runtime.errors import UserError
 from sad_runtime.tensorrt import EngineInfo, Flavor, load_tensorrt
+from tests.support.models import forward_onnx, small_cnn
 
 Array = npt.NDArray[np.float32]
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from runtime.tiny_bundle import linear_model, two_pass_graph, write_tiny_bundle
 
 from sad_export.tensorrt import build_engine
 from sad_runtime import Classifier
 from sad_runtime.bundle import Bundle, write_bundle
 from sad_runtime.errors import UserError
 from sad_runtime.manifest import Engine
+from tests.support.tiny_bundle import linear_model, two_pass_graph, write_tiny_bundle
 
 from .conftest import Built
 

@@ -67,6 +67,7 @@ def test_compiled_kernels_are_kept_beside_the_engine_and_used_again(
         backend.run(batch, OUTPUTS)
     assert cache.stat().st_size > 0
     with opened(engine) as backend:
+        # Nothing public says whether TensorRT took the kernels from the cache.
         assert backend._execution is not None
         kernels = backend._execution._contexts._kernels
         assert kernels is not None

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from .tiny_bundle import LinearModel, linear_model, write_tiny_bundle
+from tests.support.tiny_bundle import LinearModel, linear_model, write_tiny_bundle
 
 
 @pytest.fixture

@@ -31,8 +31,7 @@ from sad_runtime.choices import BackendChoice
 from sad_runtime.devices import cuda_devices
 from sad_runtime.errors import BackendError, BundleError, MissingExtraError, UserError
 from sad_runtime.manifest import Graph
-
-from .tiny_bundle import linear_model, manifest_of, two_pass_graph, write_tiny_bundle
+from tests.support.tiny_bundle import linear_model, manifest_of, two_pass_graph, write_tiny_bundle
 
 NO_GPU = pytest.mark.skipif(cuda_devices().count > 0, reason="what is said where there is no GPU")
 SHORT = Options(seconds=0, batch_sizes=(1, 3), backends=(BackendChoice.CPU,), workers=2)

@@ -14,8 +14,7 @@ from sad_runtime.bundle import Bundle
 from sad_runtime.classifier import Classifier
 from sad_runtime.errors import BundleError, UserError
 from sad_runtime.prediction import softmax
-
-from .tiny_bundle import Array, LinearModel, changed
+from tests.support.tiny_bundle import Array, LinearModel, changed
 
 
 def images(count: int, *, seed: int = 3) -> Array:

@@ -16,8 +16,7 @@ from sad_export.two_pass import two_pass
 from sad_runtime.choices import Normalization
 from sad_runtime.defended import defended_image, normalized
 from sad_runtime.manifest import Defence, Manifest
-
-from .tiny_bundle import LinearModel, manifest_of
+from tests.support.tiny_bundle import LinearModel, manifest_of
 
 EVERY_DEFENCE = [
     Defence(eta, normalization, clip)

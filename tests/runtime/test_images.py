@@ -17,8 +17,16 @@ from sad_runtime.errors import ErrorCode, ImageError
 from sad_runtime.images import decode
 from sad_runtime.manifest import Color, ExifOrientation
 from sad_runtime.preprocess import to_color
-
-from .image_zoo import PHOTO, bad_files, encoded, gif_of, good_files, jpeg_with_exif, png, tiff_of
+from tests.support.image_zoo import (
+    PHOTO,
+    bad_files,
+    encoded,
+    gif_of,
+    good_files,
+    jpeg_with_exif,
+    png,
+    tiff_of,
+)
 
 # Pillow's remarks on damaged metadata, which reading silences only where nobody else has set a filter.
 pytestmark = pytest.mark.filterwarnings(

@@ -20,8 +20,7 @@ from sad_runtime.pipeline import Options, Pipeline, classify
 from sad_runtime.preprocess import load
 from sad_runtime.results import Row
 from sad_runtime.sources import FileItem, open_sources
-
-from .tiny_bundle import LinearModel, write_tiny_bundle
+from tests.support.tiny_bundle import LinearModel, write_tiny_bundle
 
 Images = npt.NDArray[np.float32]
 

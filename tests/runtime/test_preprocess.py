@@ -13,7 +13,7 @@ from torchvision.transforms import InterpolationMode
 
 from sad_runtime.errors import ErrorCode, ImageError
 from sad_runtime.manifest import Color, Interpolation, Preprocessing
-from sad_runtime.preprocess import _nearest_samples, load, resized_shape, to_array, to_color
+from sad_runtime.preprocess import load, nearest_samples, resized_shape, to_array, to_color
 from sad_runtime.sources import FileItem
 
 ONE_LEVEL = 1 / 255 + 1e-6
@@ -140,7 +140,7 @@ def test_nearest_resize_takes_the_pixels_that_pillow_takes_however_long_the_imag
         ramp = np.arange(length, dtype=np.int32)[None]
         for resized in (int(r) for r in rng.integers(1, 3000, 5)):
             whole = Image.fromarray(ramp).resize((resized, 1), Image.Resampling.NEAREST)
-            np.testing.assert_array_equal(_nearest_samples(int(length), resized), np.asarray(whole)[0])
+            np.testing.assert_array_equal(nearest_samples(int(length), resized), np.asarray(whole)[0])
 
 
 def test_resize_of_one_side_beyond_all_measure_is_refused() -> None:

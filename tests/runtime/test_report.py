@@ -29,8 +29,7 @@ from sad_runtime.report.summary import bars_of_classes
 from sad_runtime.report.tally import tally
 from sad_runtime.report.text import in_script, visible
 from sad_runtime.results import Failure, PlainPass, Ranked, Row
-
-from .tiny_bundle import linear_model, manifest_of
+from tests.support.tiny_bundle import linear_model, manifest_of
 
 HOSTILE = [
     "<img src=x onerror=alert(1)>.png",

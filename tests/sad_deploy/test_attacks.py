@@ -3,12 +3,12 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import changed, images, small_network, state
 
 from sad_deploy.attacks import Attack, AttackKind, perturb
 from sad_deploy.classifier import standardized
 from sad_runtime.errors import UserError
 from sad_runtime.manifest import InputSpace
+from tests.support.networks import changed, images, small_network, state
 
 SPACE = InputSpace(mean=(0.5, 0.4, 0.3), std=(0.25, 0.2, 0.3))
 LABELS = torch.tensor([0, 1, 2, 3, 4, 0])

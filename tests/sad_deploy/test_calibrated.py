@@ -5,7 +5,6 @@ import stat
 import numpy as np
 import pytest
 import torch
-from networks import changed, randomize_batchnorm, state
 from torch import nn
 
 from sad_deploy import load_calibrated
@@ -16,6 +15,7 @@ from sad_deploy.models import build_model
 from sad_runtime.bundle import Bundle
 from sad_runtime.errors import BundleError
 from sad_runtime.manifest import Defence, InputSpace, Manifest, ModelSource
+from tests.support.networks import changed, randomize_batchnorm, state
 
 
 def manifest(classes=10):

@@ -4,7 +4,6 @@ import copy
 
 import pytest
 import torch
-from networks import batches_of, changed, images, randomize_batchnorm, small_network, state
 from torch import nn
 
 from sad_deploy.attacks import Attack, AttackKind, perturb
@@ -13,6 +12,7 @@ from sad_deploy.calibration import CalibrationSettings, calibrate, calibrate_eac
 from sad_deploy.classifier import standardized
 from sad_runtime.errors import UserError
 from sad_runtime.manifest import InputSpace
+from tests.support.networks import batches_of, changed, images, randomize_batchnorm, small_network, state
 
 SPACE = InputSpace(mean=(0.5, 0.4, 0.3), std=(0.25, 0.2, 0.3))
 FGSM = Attack(AttackKind.FGSM)

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from networks import changed, small_network, state
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from sad_deploy.checkpoints import load_weights, read_checkpoint, read_state_dict
 from sad_runtime.errors import UserError
+from tests.support.networks import changed, small_network, state
 
 
 class Bomb:

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from networks import batches_of, changed, small_network, state
 
 from sad_deploy.accuracy import Reference, clean_accuracy
 from sad_deploy.attacks import Attack, AttackKind
@@ -10,6 +9,7 @@ from sad_deploy.calibration import CalibrationSettings, calibrate
 from sad_deploy.classifier import SADClassifier
 from sad_deploy.eta import choose_eta
 from sad_runtime.errors import UserError
+from tests.support.networks import batches_of, changed, small_network, state
 
 SETTINGS = CalibrationSettings(attack=Attack(AttackKind.FGSM))
 GRID = (0.01, 1.0, 30.0, 300.0)

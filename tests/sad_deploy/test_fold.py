@@ -3,7 +3,6 @@ from __future__ import annotations
 import pytest
 import torch
 import torchvision
-from networks import changed, images, randomize_batchnorm, small_network, state
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
@@ -11,6 +10,7 @@ from sad_deploy import fold_batchnorm
 from sad_deploy.fold import ChannelAffine
 from sad_deploy.models import build_model
 from sad_runtime.errors import UserError
+from tests.support.networks import changed, images, randomize_batchnorm, small_network, state
 
 
 def count(model, kind):

@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from networks import images, small_network
 
 from sad_deploy.classifier import SADClassifier, Standardize, add_saliency, standardized
 from sad_deploy.saliency import normalize_saliency, saliency
 from sad_runtime.choices import Normalization
 from sad_runtime.errors import UserError
 from sad_runtime.manifest import InputSpace
+from tests.support.networks import images, small_network
 
 
 @pytest.mark.parametrize("normalization", list(Normalization))

@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from networks import changed, images, small_network, state
 from torch import nn
 
 from sad_deploy.saliency import normalize_saliency, saliency
 from sad_runtime.choices import Normalization
 from sad_runtime.errors import UserError
+from tests.support.networks import changed, images, small_network, state
 
 
 def test_saliency_is_each_samples_own_gradient_of_its_largest_logit():

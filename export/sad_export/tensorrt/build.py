@@ -87,7 +87,7 @@ def build_engine(
     info = cache.take(key, engine_path) if cache is not None else None
     if info is None:
         started = time.monotonic()
-        built = _built(trt, chosen, onnx_path, batch, options, _Timing(cache, trt, targets), log)
+        built = _built(trt, chosen, onnx_path, batch, options, Timing(cache, trt, targets), log)
         with written_whole(engine_path) as draft:
             draft.write_bytes(built.plan)
         info = EngineInfo(
@@ -140,7 +140,7 @@ class _Built:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Timing:
+class Timing:
     """Where kernels that were measured once are kept, for the TensorRT that measures."""
 
     cache: EngineCache | None
@@ -169,7 +169,7 @@ def _built(
     onnx_path: Path,
     batch: tuple[int, int, int],
     options: BuildOptions,
-    timing: _Timing,
+    timing: Timing,
     echo: Callable[[str], None] | None,
 ) -> _Built:
     log = error_log(trt, echo=echo)

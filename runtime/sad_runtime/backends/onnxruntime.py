@@ -173,7 +173,7 @@ def _open_session(model: Path | bytes, provider: Provider, *, tf32: bool, cuda_g
     if provider is Provider.CUDA:
         if problem := cuda_devices().problem:
             raise BackendError(f"the cuda backend needs an NVIDIA GPU: {problem}", hint="use --backend cpu")
-        return _open_cuda_session(source, tf32=tf32, cuda_graphs=cuda_graphs)
+        return open_cuda_session(source, tf32=tf32, cuda_graphs=cuda_graphs)
     import onnxruntime
 
     options = _options()
@@ -189,7 +189,12 @@ def _open_session(model: Path | bytes, provider: Provider, *, tf32: bool, cuda_g
         raise BackendError(f"onnxruntime cannot open the graph: {_one_line(str(error))}") from error
 
 
-def _open_cuda_session(source: str | bytes, *, tf32: bool = False, cuda_graphs: bool = False) -> Any:
+def open_cuda_session(source: str | bytes, *, tf32: bool = False, cuda_graphs: bool = False) -> Any:
+    """A session on the GPU.
+
+    Raises:
+        BackendError: onnxruntime would run on the CPU instead; the message has its reason.
+    """
     import onnxruntime
 
     name = Provider.CUDA.onnxruntime_name

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import onnx
 import pytest
-from models import forward_onnx, small_cnn
 
 from sad_export import two_pass
+from tests.support.models import forward_onnx, small_cnn
 
 
 @pytest.fixture(scope="session")

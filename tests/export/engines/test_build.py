@@ -8,7 +8,6 @@ from pathlib import Path
 
 import onnx
 import pytest
-from models import forward_onnx, small_cnn, two_pass_graph
 
 from sad_export import GraphOptions, two_pass
 from sad_export.graph.write import to_proto
@@ -16,6 +15,7 @@ from sad_export.precision import lower
 from sad_export.tensorrt import EngineError, UnbuildableError, build_engine, choose_flavor
 from sad_runtime.devices import cuda_devices
 from sad_runtime.errors import BackendError, MissingExtraError
+from tests.support.models import forward_onnx, small_cnn, two_pass_graph
 
 trt = pytest.importorskip("tensorrt_rtx", reason="needs the extra rtx; the test install has it")
 

@@ -11,7 +11,7 @@ import onnx
 import pytest
 
 from sad_export.tensorrt import BuildOptions, EngineCache, build_engine
-from sad_export.tensorrt.build import _Timing
+from sad_export.tensorrt.build import Timing
 from sad_export.tensorrt.cache import cache_key, default_folder
 from sad_runtime.bundle.read import sha256
 from sad_runtime.tensorrt import EngineInfo, error_log, read_sidecar
@@ -149,13 +149,13 @@ def test_measured_kernels_are_kept_for_the_next_build(tmp_path: Path, cache: Eng
     """With the RTX package, whose timing cache has the same interface and does nothing."""
     builder = trt.Builder(error_log(trt))
     config = builder.create_builder_config()
-    timing = _Timing(cache, trt, ("a GPU",))
+    timing = Timing(cache, trt, ("a GPU",))
     with pytest.warns(DeprecationWarning, match="no-ops in TensorRT-RTX"):
         timing.load(config)
         timing.keep(config)
     (kept,) = cache.folder.glob("*.timing")
     assert cache.read_timing(kept.stem) == kept.read_bytes()
-    assert _Timing(cache, trt, ("another GPU",)).name != timing.name
+    assert Timing(cache, trt, ("another GPU",)).name != timing.name
 
 
 def test_the_folder_lies_where_xdg_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,6 @@ import onnx
 import pytest
 import torch
 import torchvision
-from models import forward_onnx, randomised, two_pass_graph
 
 from sad_deploy.models import build_model
 from sad_export import GraphOptions
@@ -18,6 +17,7 @@ from sad_export.graph.values import shape_of
 from sad_export.graph.write import to_proto
 from sad_export.precision import gradient_scales, lower
 from sad_export.tensorrt import build_engine
+from tests.support.models import forward_onnx, randomised, two_pass_graph
 
 trt = pytest.importorskip("tensorrt_rtx", reason="needs the extra rtx; the test install has it")
 

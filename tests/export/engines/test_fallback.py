@@ -8,13 +8,13 @@ from pathlib import Path
 
 import onnx
 import pytest
-from models import forward_onnx, small_cnn
-from without_deconvolution import without_deconvolution
 
 from sad_export.defend import defend
 from sad_export.job import GraphOptions
 from sad_export.tensorrt import BuildOptions, EngineRequest, UnbuildableError
 from sad_runtime.bundle.read import sha256
+from tests.support.models import forward_onnx, small_cnn
+from tests.support.without_deconvolution import without_deconvolution
 
 trt = pytest.importorskip("tensorrt_rtx", reason="needs the extra rtx; the test install has it")
 REQUEST = EngineRequest(flavor="rtx", batch=(1, 2, 4))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from models import forward_onnx, small_cnn, two_pass_graph
 
 from sad_export import GraphOptions
 from sad_export.graph.write import save_graph
@@ -21,6 +20,7 @@ from sad_export.tensorrt.options import check_options, configure, known_targets
 from sad_runtime.devices import cuda_devices
 from sad_runtime.errors import BackendError
 from sad_runtime.tensorrt import Flavor, error_log
+from tests.support.models import forward_onnx, small_cnn, two_pass_graph
 
 trt = pytest.importorskip("tensorrt_rtx", reason="needs the extra rtx; the test install has it")
 

@@ -7,7 +7,8 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 import pytest
 import torch
-from differentiate import check, forward_model, gradient, gradient_model, node, run
+
+from tests.support.differentiate import check, forward_model, gradient, gradient_model, node, run
 
 RNG = np.random.default_rng(7)
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from autograd import assert_equals_autograd
-from differentiate import check, gradient, node
+
+from tests.support.differentiate import check, gradient, node
+from tests.support.torch_gradient import assert_equals_autograd
 
 RNG = np.random.default_rng(7)
 _NAMES = "Abs Exp Log Sqrt Reciprocal Sin Cos Tan Asin Acos Atan Sinh Cosh Asinh Acosh Atanh"

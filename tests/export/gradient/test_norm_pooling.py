@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from autograd import assert_equals_autograd
-from differentiate import check, node
+
+from tests.support.differentiate import check, node
+from tests.support.torch_gradient import assert_equals_autograd
 
 RNG = np.random.default_rng(31)
 X = RNG.normal(size=(2, 3, 6, 7))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from differentiate import check, gradient, node
+
+from tests.support.differentiate import check, gradient, node
 
 RNG = np.random.default_rng(11)
 W = RNG.normal(size=(3, 4, 5))

@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from differentiate import check, forward_model, gradient, gradient_model, node
+
+from tests.support.differentiate import check, forward_model, gradient, gradient_model, node
 
 RNG = np.random.default_rng(3)
 

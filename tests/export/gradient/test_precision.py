@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from autograd import assert_equals_autograd
-from differentiate import check, forward_model, gradient, gradient_model, node, run
 from onnx import TensorProto
+
+from tests.support.differentiate import check, forward_model, gradient, gradient_model, node, run
+from tests.support.torch_gradient import assert_equals_autograd
 
 RNG = np.random.default_rng(23)
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from autograd import assert_equals_autograd
-from differentiate import gradient, node
-from test_reverse import graph_of
 
 from sad_export.gradient import without_rule
 from sad_export.lowering import Portable
+from tests.support.differentiate import gradient, graph_of, node
+from tests.support.torch_gradient import assert_equals_autograd
 
 RNG = np.random.default_rng(9)
 REDUCTIONS = {

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from autograd import assert_equals_autograd
-from differentiate import check, forward_model, gradient_model, node
+
+from tests.support.differentiate import check, forward_model, gradient_model, node
+from tests.support.torch_gradient import assert_equals_autograd
 
 RNG = np.random.default_rng(19)
 COORDINATES = ("half_pixel", "half_pixel_symmetric", "pytorch_half_pixel", "align_corners", "asymmetric")

@@ -3,18 +3,11 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
-from differentiate import forward_model, node
 
 from sad_export.gradient import covered, reverse, without_rule
 from sad_export.gradient.registry import vjp
 from sad_export.lowering import Portable
-from sad_export.model import normalise
-
-
-def graph_of(nodes: list, shape: list[int | str], constants: dict[str, np.ndarray] | None = None) -> ir.Graph:
-    model = ir.from_proto(forward_model(nodes, shape, constants))
-    normalise(model)
-    return model.graph
+from tests.support.differentiate import graph_of, node
 
 
 def test_all_nodes_without_a_rule_are_listed_with_the_reason() -> None:

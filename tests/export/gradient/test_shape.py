@@ -5,12 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from autograd import assert_equals_autograd
-from differentiate import check, forward_model, gradient_model, node
-from test_reverse import graph_of
 
 from sad_export.gradient import without_rule
 from sad_export.lowering import Portable
+from tests.support.differentiate import check, forward_model, gradient_model, graph_of, node
+from tests.support.torch_gradient import assert_equals_autograd
 
 RNG = np.random.default_rng(17)
 X = RNG.normal(size=(2, 4, 6, 7))

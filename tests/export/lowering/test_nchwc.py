@@ -12,11 +12,11 @@ import onnx_ir.passes.common as common_passes
 import onnxruntime
 import pytest
 import torch
-from differentiate import check, forward_model, gradient, gradient_model, node, run
-from models import forward_onnx, randomised
 from torch import nn
 
 from sad_export import two_pass
+from tests.support.differentiate import check, forward_model, gradient, gradient_model, node, run
+from tests.support.models import forward_onnx, randomised
 
 RNG = np.random.default_rng(5)
 KERNEL = {"w": RNG.normal(size=(16, 16, 3, 3)) / 5}

@@ -9,9 +9,9 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from differentiate import forward_model, node, run
 
 from sad_export.lowering.nchwc import NchwcAffinePass, NchwcBroadcastPass, NchwcGroupsPass
+from tests.support.differentiate import forward_model, node, run
 
 RNG = np.random.default_rng(12)
 KERNEL = RNG.normal(size=(32, 3, 3, 3))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
-from differentiate import forward_model, node, run
 
 from sad_export.lowering.integers import StridedStemPass
+from tests.support.differentiate import forward_model, node, run
 
 RNG = np.random.default_rng(11)
 

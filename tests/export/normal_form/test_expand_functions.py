@@ -6,10 +6,10 @@ import numpy as np
 import onnx_ir as ir
 import torch
 import torch.nn.functional as F
-from autograd import assert_equals_autograd
-from differentiate import forward_model, gradient_model, node, run
 
 from sad_export.model import normalise
+from tests.support.differentiate import forward_model, gradient_model, node, run
+from tests.support.torch_gradient import assert_equals_autograd
 
 RNG = np.random.default_rng(37)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import torch
-from autograd import assert_equals_autograd
-from differentiate import forward_model, gradient_model, node
 
 from sad_export.model import normalise
+from tests.support.differentiate import forward_model, gradient_model, node
+from tests.support.torch_gradient import assert_equals_autograd
 
 RNG = np.random.default_rng(41)
 

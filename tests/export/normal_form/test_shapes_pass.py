@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import onnx
 import onnx_ir as ir
-from differentiate import check, forward_model, node
 
 from sad_export.model import normalise
+from tests.support.differentiate import check, forward_model, node
 
 
 def normal_form(

@@ -12,9 +12,6 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
-from differentiate import forward_model, node
-from integer_kernels import kernels_saturate
-from models import forward_onnx, randomised, small_cnn, two_pass_graph
 from PIL import Image
 from torch import nn
 
@@ -25,6 +22,9 @@ from sad_export.precision import PRECISION_KEY, Variant, gradient_scales, lower,
 from sad_export.precision.int8.grid import Grid, weight_codes
 from sad_export.precision.int8.ranges import measured_ranges
 from sad_export.tensorrt import build_engine
+from tests.support.differentiate import cosines, forward_model, node
+from tests.support.integer_kernels import kernels_saturate
+from tests.support.models import forward_onnx, randomised, small_cnn, two_pass_graph
 
 Array = np.ndarray[Any, Any]
 SPACE = {"eta": 0.3, "mean": (0.4, 0.5, 0.6), "std": (0.2, 0.25, 0.3)}
@@ -65,11 +65,6 @@ def run(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
     return dict(zip(OUTPUTS, session.run(OUTPUTS, {"image": images}), strict=True))
-
-
-def cosines(got: Array, want: Array) -> Array:
-    a, b = got.reshape(len(got), -1), want.reshape(len(want), -1)
-    return np.asarray((a * b).sum(1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)))
 
 
 # Grids and ranges

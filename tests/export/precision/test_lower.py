@@ -10,9 +10,6 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from differentiate import run
-from last_weight import with_last_weight
-from models import forward_onnx, randomised, small_cnn, two_pass_graph
 from onnx import TensorProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from torch import nn
@@ -22,6 +19,9 @@ from sad_export.graph.write import to_proto
 from sad_export.model import load_classifier
 from sad_export.precision import Variant, gradient_scales, lower
 from sad_export.tensorrt import build_engine
+from tests.support.differentiate import cosines, run
+from tests.support.last_weight import with_last_weight
+from tests.support.models import forward_onnx, randomised, small_cnn, two_pass_graph
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 IMAGES = np.random.default_rng(0).random((8, 3, 16, 16), dtype=np.float32)
@@ -54,11 +54,6 @@ def types(model: onnx.ModelProto) -> dict[str, int]:
     values = [*graph.input, *graph.value_info, *graph.output]
     found = {value.name: value.type.tensor_type.elem_type for value in values}
     return {**found, **{tensor.name: tensor.data_type for tensor in graph.initializer}}
-
-
-def cosines(got: Array, want: Array) -> Array:
-    a, b = got.reshape(len(got), -1), want.reshape(len(want), -1)
-    return np.asarray((a * b).sum(1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)))
 
 
 @pytest.mark.parametrize("words", [("fp16",), ("bf16",), ("fp32", "fp16")])

@@ -9,14 +9,14 @@ import onnx
 import onnx_ir as ir
 import pytest
 import torch
-from differentiate import run
-from last_weight import with_last_weight
-from models import forward_onnx, randomised, small_cnn, two_pass_graph
 from torch import nn
 
 from sad_export.graph.write import to_proto
 from sad_export.precision import gradient_scales
 from sad_export.precision.scale import scale_gradient
+from tests.support.differentiate import run
+from tests.support.last_weight import with_last_weight
+from tests.support.models import forward_onnx, randomised, small_cnn, two_pass_graph
 
 IMAGES = np.random.default_rng(0).random((4, 3, 16, 16), dtype=np.float32)
 

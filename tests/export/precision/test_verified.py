@@ -9,13 +9,13 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from last_weight import with_last_weight
-from models import forward_onnx, small_cnn, two_pass_graph
 
 from sad_export import GraphOptions
 from sad_export.graph.write import save_graph
 from sad_export.precision import Variant, lower, write_verified
 from sad_export.verify import VerificationError, run_graph
+from tests.support.last_weight import with_last_weight
+from tests.support.models import forward_onnx, small_cnn, two_pass_graph
 
 IMAGES = np.random.default_rng(1).random((11, 3, 16, 16), dtype=np.float32)
 Array = np.ndarray[Any, Any]

@@ -7,8 +7,7 @@ import pytest
 
 from sad_runtime.backends.binding import Bindings
 from sad_runtime.backends.onnxruntime import OnnxRuntimeBackend, Provider, memory_is_short
-
-from ..tiny_bundle import LinearModel, two_pass_graph
+from tests.support.tiny_bundle import LinearModel, two_pass_graph
 
 ALL = ("plain_logits", "saliency", "logits")
 
@@ -20,7 +19,7 @@ def test_bound_runs_equal_unbound_ones_in_any_order_of_batch_sizes(
     graph = two_pass_graph(model).SerializeToString()
     rng = np.random.default_rng(0)
     with OnnxRuntimeBackend(graph, Provider.CPU) as backend:
-        bindings = Bindings(backend._session, "cpu")
+        bindings = Bindings(backend._session, "cpu")  # bound to the very session of the unbound run
         earlier = []
         for count in (3, 1, 3, 2, 5, 4, 7, 1, 3):
             images = rng.random((count, 3, 8, 8), dtype=np.float32)
@@ -41,7 +40,7 @@ def test_output_of_a_type_or_shape_that_is_not_fixed_is_allocated_by_onnxruntime
             output.type.tensor_type.shape.dim[1].dim_param = "K"
     images = np.random.default_rng(0).random((2, 3, 8, 8), dtype=np.float32)
     with OnnxRuntimeBackend(graph.SerializeToString(), Provider.CPU) as backend:
-        bindings = Bindings(backend._session, "cpu")
+        bindings = Bindings(backend._session, "cpu")  # bound to the very session of the unbound run
         for _ in range(2):
             run = bindings.run(images, ALL)
             np.testing.assert_array_equal(run["logits"], backend.run(images, ALL)["logits"])

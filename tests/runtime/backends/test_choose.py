@@ -12,9 +12,8 @@ from sad_runtime.devices import cuda_devices
 from sad_runtime.errors import BackendError, BundleError, UserError
 from sad_runtime.manifest import Engine, Manifest, Preprocessing
 from sad_runtime.tensorrt import Flavor
-
-from ..tiny_bundle import LinearModel, changed, write_tiny_bundle
-from .fake_gpu import install, write_engine
+from tests.support.fake_gpu import install, write_engine
+from tests.support.tiny_bundle import LinearModel, changed, write_tiny_bundle
 
 ENGINE_FILES = ("engines/e.plan", "engines/e.json")
 no_gpu = pytest.mark.skipif(cuda_devices().count > 0, reason="what is chosen where there is no GPU")

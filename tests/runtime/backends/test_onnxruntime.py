@@ -12,13 +12,12 @@ from sad_runtime.backends.binding import Bindings
 from sad_runtime.backends.onnxruntime import (
     OnnxRuntimeBackend,
     Provider,
-    _open_cuda_session,
+    open_cuda_session,
     provider_problem,
 )
 from sad_runtime.devices import cuda_devices
 from sad_runtime.errors import BackendError, BundleError
-
-from ..tiny_bundle import LinearModel, two_pass_graph
+from tests.support.tiny_bundle import LinearModel, two_pass_graph
 
 no_gpu = pytest.mark.skipif(cuda_devices().count > 0, reason="what is said where there is no GPU")
 
@@ -104,7 +103,7 @@ def test_cuda_that_does_not_load_is_an_error_with_onnxruntimes_own_reason(
 ) -> None:
     """Past the check for a GPU: onnxruntime itself would run on the CPU and only log why."""
     with pytest.raises(BackendError) as caught:
-        _open_cuda_session(two_pass_graph(model).SerializeToString())
+        open_cuda_session(two_pass_graph(model).SerializeToString())
     assert caught.value.message.startswith("the cuda backend did not load: ")
     assert "gave no reason" not in caught.value.message
     assert "\n" not in caught.value.message
@@ -129,6 +128,7 @@ def test_short_gpu_memory_halves_the_batch_and_changes_no_result(model: LinearMo
     images = np.random.default_rng(1).random((7, 3, 8, 8), dtype=np.float32)
     with OnnxRuntimeBackend(graph, Provider.CPU, notice=notices.append) as backend:
         expected = backend.run(images, ("saliency", "logits"))
+        # A GPU whose memory is short is not at hand: what it would do stands in its place.
         backend._bindings = ShortOfMemory(backend._session, "cpu")
         for _ in range(2):
             run = backend.run(images, ("saliency", "logits"))

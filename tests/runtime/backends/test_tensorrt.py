@@ -12,16 +12,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from trt_names import RTX_RUNTIME_NAMES, RUNTIME_NAMES
 
 from sad_runtime.backends.tensorrt import TensorRTBackend
 from sad_runtime.cuda import CudaRuntime, DeviceMemory
 from sad_runtime.devices import cuda_devices
 from sad_runtime.errors import BackendError, BundleError, MissingExtraError
 from sad_runtime.tensorrt import Flavor, error_log, load_tensorrt
-
-from . import fake_gpu
-from .fake_gpu import CLASSES, SHAPE, install, write_engine
+from tests.support import fake_gpu
+from tests.support.fake_gpu import CLASSES, SHAPE, install, write_engine
+from tests.support.trt_names import RTX_RUNTIME_NAMES, RUNTIME_NAMES
 
 
 @pytest.fixture(scope="module")

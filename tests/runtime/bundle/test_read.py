@@ -8,8 +8,7 @@ import pytest
 
 from sad_runtime.bundle import Bundle
 from sad_runtime.errors import BundleError
-
-from ..tiny_bundle import LinearModel, write_tiny_bundle
+from tests.support.tiny_bundle import LinearModel, write_tiny_bundle
 
 
 def refused(folder: Path) -> BundleError:

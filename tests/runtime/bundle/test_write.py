@@ -14,8 +14,7 @@ import pytest
 
 from sad_runtime.bundle import Bundle, check_destination, write_bundle
 from sad_runtime.errors import BundleError, UserError
-
-from ..tiny_bundle import LinearModel, linear_model, manifest_of, write_tiny_bundle
+from tests.support.tiny_bundle import LinearModel, linear_model, manifest_of, write_tiny_bundle
 
 # A process that replaces the bundle in argv[1]; `{event}` runs while it does.
 WRITER = """

@@ -58,6 +58,15 @@ def forward_model(
     return inferred
 
 
+def graph_of(
+    nodes: Sequence[onnx.NodeProto], shape: Sequence[int | str], constants: dict[str, Array] | None = None
+) -> ir.Graph:
+    """The graph of ``nodes`` in normal form."""
+    model = ir.from_proto(forward_model(nodes, shape, constants))
+    normalise(model)
+    return model.graph
+
+
 def gradient_model(
     forward: onnx.ModelProto, *, conv_gradient: str = "auto", target: str = "portable"
 ) -> onnx.ModelProto:
@@ -148,3 +157,9 @@ def check(
         v /= np.linalg.norm(v)
         numeric = float((dy * (f(x + h * v) - f(x - h * v))).sum() / (2 * h))
         assert abs(numeric - float((dx * v).sum())) <= 2e-5 * scale, (numeric, float((dx * v).sum()))
+
+
+def cosines(got: Array, want: Array) -> Array:
+    """Cosine of the angle between two arrays, by image."""
+    a, b = got.reshape(len(got), -1), want.reshape(len(want), -1)
+    return np.asarray((a * b).sum(1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)))

@@ -1,14 +1,17 @@
-"""Compare an emitted gradient with PyTorch's float64 autograd, element by element."""
+"""Gradients by PyTorch's autograd in float64."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import onnx
 import torch
-from differentiate import Array, gradient
+from torch import nn
+
+from .differentiate import Array, gradient
 
 
 def assert_equals_autograd(
@@ -26,3 +29,12 @@ def assert_equals_autograd(
     (expected,) = torch.autograd.grad(y, xt, torch.tensor(dy, dtype=torch.float64))
     dx = gradient(nodes, x, dy, constants, **options)
     np.testing.assert_allclose(dx, expected.numpy(), rtol=2e-5, atol=2e-6)
+
+
+def saliency64(model: nn.Module, x: Array) -> tuple[Array, Array]:
+    """Logits and the gradient of the largest one."""
+    wide = copy.deepcopy(model).double()
+    xt = torch.from_numpy(x).double().requires_grad_()
+    logits = wide(xt)
+    (gradient,) = torch.autograd.grad(logits.max(1).values.sum(), xt)
+    return logits.detach().numpy(), gradient.numpy()

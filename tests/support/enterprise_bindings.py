@@ -1,6 +1,8 @@
 """The names that enterprise TensorRT's Python bindings define, without its libraries.
 
-    python tests/enterprise_bindings.py WHEEL  →  {"": [names of the module], "IBuilderConfig": [names], …}
+    python tests/support/enterprise_bindings.py WHEEL
+
+prints {"": [names of the module], "IBuilderConfig": [names], …}.
 
 The extension module of the wheel needs libnvinfer and others to load. Here a copy of it is loaded that asks
 for none of NVIDIA's libraries and to which their functions may be absent: its classes register as always, and

@@ -1,0 +1,1 @@
+"""What tests are made with: small networks and bundles, independent gradients, a stand-in for a GPU."""
