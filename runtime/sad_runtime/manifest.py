@@ -177,14 +177,14 @@ class Graph:
         file: Path inside the bundle.
         precision: ``fp32``, ``fp16``, ``bf16`` or ``int8``; ``fp32-fp16`` where the second pass is in fp32,
             and what gives the saliency, first pass and backward, in fp16.
-        dgrad: How the gradient of convolutions was written: ``auto``, ``convtranspose`` or ``conv``.
+        conv_gradient: How the gradient of convolutions was written: ``auto``, ``convtranspose`` or ``conv``.
         target: What the graph was written for: ``portable`` or ``cpu``.
         verification: Figures of the comparison with PyTorch on real images.
     """
 
     file: str
     precision: str
-    dgrad: str
+    conv_gradient: str
     target: str
     verification: Mapping[str, float]
 

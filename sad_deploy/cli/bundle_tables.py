@@ -103,7 +103,7 @@ def graphs(manifest: Manifest) -> Iterator[Table | str]:
     if not manifest.graphs:
         yield "graphs: none yet: sad-deploy export"
         return
-    rows = [(graph.file, graph.precision, graph.target, graph.dgrad) for graph in manifest.graphs]
+    rows = [(graph.file, graph.precision, graph.target, graph.conv_gradient) for graph in manifest.graphs]
     yield _table("graphs", ("file", "precision", "target", "convolution gradient"), rows)
     columns = {graph.file: graph.verification for graph in manifest.graphs}
     yield figures_table("verified on real images, against PyTorch", columns)

@@ -204,7 +204,7 @@ def test_where_deconvolution_has_no_kernel_graph_and_engine_are_written_with_con
     bundle = Bundle.open(folder)
     (graph,) = bundle.manifest.graphs
     (engine,) = bundle.manifest.engines
-    assert graph.dgrad == "conv"
+    assert graph.conv_gradient == "conv"
     assert graph.verification["label_agreement"] == 1
     assert read_sidecar(folder / engine.sidecar).onnx_sha256 == sha256(bundle.file(graph.file))
 
@@ -241,7 +241,7 @@ def test_a_bf16_graph_is_for_engines(calibrated: Path, tmp_path: Path) -> None:
     shutil.copytree(calibrated, folder)
     run_command("export", str(folder), "--precision", "bf16")
     graph = Bundle.open(folder).graph("bf16")
-    assert graph.dgrad == "conv"
+    assert graph.conv_gradient == "conv"
     assert graph.verification["saliency_cosine_median"] >= 0.98
     with pytest.raises(BackendError, match="onnxruntime's CPU has no bf16 kernels"):
         Classifier.load(folder, backend="cpu", precision="bf16")
