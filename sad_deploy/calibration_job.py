@@ -94,7 +94,41 @@ def run(
     batches = training_batches(
         data.calibration, batch_size=recipe.batch_size, batches=recipe.batches, seed=recipe.seed
     )
-    settings = CalibrationSettings(
+    settings = _settings(recipe, preparation)
+
+    def calibrated(done: int) -> None:
+        report("calibrating", done, recipe.batches)
+
+    choice: EtaChoice | None = None
+    if recipe.eta is None:
+        held_out = _reported(data.held_out, functools.partial(report, "choosing eta"))
+        choice = choose_eta(
+            preparation.model,
+            batches,
+            held_out,
+            settings,
+            grid=grid,
+            max_drop=recipe.max_drop,
+            progress=calibrated,
+        )  # fmt: skip
+        calibration = choice.calibration
+    else:
+        sweep = calibrate_each(preparation.model, batches, (recipe.eta,), settings, progress=calibrated)
+        calibration = sweep.calibration(recipe.eta)
+
+    defended = SADClassifier(
+        calibration.model, eta=calibration.eta, normalization=recipe.normalization, clip=settings.clip
+    )
+    images, split = (data.held_out, "held-out") if data.test is None else (data.test, "test")
+    measured = _reported(images, functools.partial(report, "measuring clean accuracy"))
+    before, (after,) = clean_accuracy(
+        preparation.model, lambda: (defended,), measured, preparation.input_space
+    )
+    return Outcome(calibration, choice, before, after, split, data)
+
+
+def _settings(recipe: Recipe, preparation: Preparation) -> CalibrationSettings:
+    return CalibrationSettings(
         normalization=recipe.normalization,
         clip=preparation.input_space.pixel_range if recipe.clip else None,
         attack=recipe.attack,
@@ -102,37 +136,6 @@ def run(
         momentum=recipe.momentum,
         seed=recipe.seed,
     )
-
-    def calibrated(done: int) -> None:
-        report("calibrating", done, recipe.batches)
-
-    choice: EtaChoice | None = None
-    if recipe.eta is None:
-        choice = choose_eta(
-            preparation.model,
-            batches,
-            _reported(data.held_out, functools.partial(report, "choosing eta")),
-            settings,
-            grid=grid,
-            max_drop=recipe.max_drop,
-            progress=calibrated,
-        )
-        calibration = choice.calibration
-    else:
-        sweep = calibrate_each(preparation.model, batches, (recipe.eta,), settings, progress=calibrated)
-        calibration = sweep.calibration(recipe.eta)
-
-    images, split = (data.held_out, "held-out") if data.test is None else (data.test, "test")
-    defended = SADClassifier(
-        calibration.model, eta=calibration.eta, normalization=recipe.normalization, clip=settings.clip
-    )
-    before, (after,) = clean_accuracy(
-        preparation.model,
-        lambda: (defended,),
-        _reported(images, functools.partial(report, "measuring clean accuracy")),
-        preparation.input_space,
-    )
-    return Outcome(calibration, choice, before, after, split, data)
 
 
 def _check_labels(preparation: Preparation, data: CalibrationData, report: Report) -> None:

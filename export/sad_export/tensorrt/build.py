@@ -72,41 +72,16 @@ def build_engine(
     cache = None if facts.external else cache
     targets = resolved_targets(options, chosen)
     onnx_sha256 = sha256(onnx_path)
-    key = cache_key(
-        {
-            "onnx": onnx_sha256,
-            "flavor": chosen.value,
-            "version": str(trt.__version__),
-            "batch": batch,
-            "targets": targets,
-            "options": dataclasses.asdict(options),
-            "platform": [platform.system(), platform.machine()],
-            "created_by": __version__,
-        }
-    )
+    request = _Request(trt, chosen, onnx_path, batch, options, Timing(cache, trt, targets))
+    key = _key(request, onnx_sha256)
     info = cache.take(key, engine_path) if cache is not None else None
     if info is None:
         started = time.monotonic()
-        built = _built(trt, chosen, onnx_path, batch, options, Timing(cache, trt, targets), log)
+        built = _built(request, log)
+        seconds = round(time.monotonic() - started, 2)
         with written_whole(engine_path) as draft:
             draft.write_bytes(built.plan)
-        info = EngineInfo(
-            flavor=chosen.value,
-            version=str(trt.__version__),
-            precision=facts.precision,
-            targets=targets,
-            hardware_compatibility=options.hardware_compatibility.value,
-            optimization_level=built.optimization_level,
-            tf32=built.tf32,
-            batch=batch,
-            input_shape=built.input_shape,
-            outputs=built.outputs,
-            bytes=engine_path.stat().st_size,
-            seconds=round(time.monotonic() - started, 2),
-            onnx_sha256=onnx_sha256,
-            engine_sha256=sha256(engine_path),
-            created_by=f"sad-deploy {__version__}",
-        )
+        info = _described(request, built, facts.precision, seconds, (onnx_sha256, sha256(engine_path)))
         if cache is not None:
             cache.put(key, engine_path, info)
     with written_whole(engine_path.with_suffix(".json")) as draft:
@@ -132,7 +107,7 @@ def check_batch(batch: tuple[int, int, int]) -> None:
 class _Built:
     """A plan, and what TensorRT says of it."""
 
-    plan: Any
+    plan: bytes
     input_shape: tuple[int, int, int]
     outputs: tuple[str, ...]
     optimization_level: int
@@ -163,27 +138,49 @@ class Timing:
             self.cache.write_timing(self.name, bytes(config.get_timing_cache().serialize()))
 
 
-def _built(
-    trt: Any,
-    flavor: Flavor,
-    onnx_path: Path,
-    batch: tuple[int, int, int],
-    options: BuildOptions,
-    timing: Timing,
-    echo: Callable[[str], None] | None,
-) -> _Built:
+@dataclasses.dataclass(frozen=True)
+class _Request:
+    """What is to be built, of what, and with what."""
+
+    trt: Any
+    flavor: Flavor
+    onnx_path: Path
+    batch: tuple[int, int, int]
+    options: BuildOptions
+    timing: Timing
+
+
+def _key(request: _Request, onnx_sha256: str) -> str:
+    """Of everything that an engine is built from."""
+    return cache_key(
+        {
+            "onnx": onnx_sha256,
+            "flavor": request.flavor.value,
+            "version": str(request.trt.__version__),
+            "batch": request.batch,
+            "targets": request.timing.targets,
+            "options": dataclasses.asdict(request.options),
+            "platform": [platform.system(), platform.machine()],
+            "created_by": __version__,
+        }
+    )
+
+
+def _built(request: _Request, echo: Callable[[str], None] | None) -> _Built:
+    trt, onnx_path, options = request.trt, request.onnx_path, request.options
+    has_timing = request.flavor.differences.timing_cache
     log = error_log(trt, echo=echo)
     builder = trt.Builder(log)
     network = _parsed(trt, builder, log, onnx_path)
     image = network.get_input(0)
     _, *chw = image.shape
     config = builder.create_builder_config()
-    configure(trt, config, options, flavor)
+    configure(trt, config, options, request.flavor)
     profile = builder.create_optimization_profile()
-    profile.set_shape(image.name, *((n, *chw) for n in batch))
+    profile.set_shape(image.name, *((n, *chw) for n in request.batch))
     config.add_optimization_profile(profile)
-    if flavor.differences.timing_cache:
-        timing.load(config)
+    if has_timing:
+        request.timing.load(config)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         node = failing_node(onnx_path, log.errors)
@@ -196,14 +193,38 @@ def _built(
             hint=hint,
             operator=node.op_type if node else None,
         )
-    if flavor.differences.timing_cache:
-        timing.keep(config)
+    if has_timing:
+        request.timing.keep(config)
     return _Built(
-        plan,
+        bytes(plan),
         (chw[0], chw[1], chw[2]),
         tuple(network.get_output(i).name for i in range(network.num_outputs)),
         config.builder_optimization_level,
         config.get_flag(trt.BuilderFlag.TF32),
+    )
+
+
+def _described(
+    request: _Request, built: _Built, precision: str, seconds: float, hashes: tuple[str, str]
+) -> EngineInfo:
+    """The sidecar of an engine; ``hashes`` are those of the graph and of the plan."""
+    options = request.options
+    return EngineInfo(
+        flavor=request.flavor.value,
+        version=str(request.trt.__version__),
+        precision=precision,
+        targets=request.timing.targets,
+        hardware_compatibility=options.hardware_compatibility.value,
+        optimization_level=built.optimization_level,
+        tf32=built.tf32,
+        batch=request.batch,
+        input_shape=built.input_shape,
+        outputs=built.outputs,
+        bytes=len(built.plan),
+        seconds=seconds,
+        onnx_sha256=hashes[0],
+        engine_sha256=hashes[1],
+        created_by=f"sad-deploy {__version__}",
     )
 
 

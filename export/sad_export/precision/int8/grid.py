@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,11 @@ import onnx_ir as ir
 Array = np.ndarray[Any, Any]
 
 _MIDDLE = 128
-_LARGEST_CODE = 255
+LARGEST_CODE = 255
 _LARGEST_SIGNED = 127
+
+_ON_A_CODE = 1e-3
+"""A scale is a float32 number, so that the end of a range is on its last code but for this."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +41,7 @@ class Grid:
         code 0 is 0, and saturation there is a ReLU.
         """
         low, high = min(low, 0.0), max(high, 0.0)
-        scale = _float32((high - low) / _LARGEST_CODE)
+        scale = _float32((high - low) / LARGEST_CODE)
         return cls(scale, round(-low / scale))
 
     @classmethod
@@ -57,8 +61,16 @@ class Grid:
 
     def code(self, number: float) -> int:
         """The nearest code, saturated."""
-        low, high = (-_LARGEST_SIGNED - 1, _LARGEST_SIGNED) if self.signed else (0, _LARGEST_CODE)
+        low, high = (-_LARGEST_SIGNED - 1, _LARGEST_SIGNED) if self.signed else (0, LARGEST_CODE)
         return int(np.clip(np.rint(number / self.scale) + self.zero, low, high))
+
+    def code_beside(self, number: float, *, up: bool) -> int:
+        """The code of a number if it has one, else the next one above or below it; not saturated."""
+        exact = self.zero + number / self.scale
+        nearest = round(exact)
+        if abs(exact - nearest) < _ON_A_CODE:
+            return nearest
+        return math.ceil(exact) if up else math.floor(exact)
 
 
 def weight_codes(weight: Array, axis: int) -> tuple[Array, Array]:

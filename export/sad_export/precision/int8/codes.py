@@ -193,7 +193,7 @@ class CodesWriter:
             self._conditions[value] = self._channels_last(value, value)
         return self._conditions[value]
 
-    # Order
+    # Order and parts
 
     def last(self, value: ir.Value) -> ir.Shape:
         """The shape of a value in its own order, channels last."""
@@ -212,3 +212,8 @@ class CodesWriter:
             dtype=plain.dtype,
             attributes={"perm": _TO_LAST},
         )
+
+    def sliced(self, codes: ir.Value, output: ir.Value, axis: int, start: int, end: int) -> ir.Value:
+        """A stretch of an axis, channels last, of codes: those of ``output``."""
+        places = [self.ints(start), self.ints(end), self.ints(axis)]
+        return self.emit("Slice", [codes, *places], like=output, shape=self.last(output), dtype=codes.dtype)
