@@ -118,7 +118,7 @@ def lowered(forward: Path, images: Array, precision: str) -> Graphs:
     # That of int8 is the one in float32, which may have been made just before.
     graph = two_pass(forward, precision="fp32" if precision == "int8" else precision, target="portable")
     result = lower(graph, variant, gradient_scales=gradient_scales(graph, images), images=images)
-    return ir.to_proto(result.typed), ir.to_proto(result.rounding)
+    return ir.to_proto(result.graph), ir.to_proto(result.emulation)
 
 
 def in_integers(forward: Path, images: Array) -> Graphs:

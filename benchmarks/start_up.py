@@ -57,7 +57,7 @@ def main() -> None:
     empty = statistics.median(cpu_seconds([sys.executable, "-c", "pass"]) for _ in range(RUNS))
     helped = statistics.median(cpu_seconds([*entry, "--help"]) for _ in range(RUNS))
     loaded = loaded_by_infer()
-    print(f"sad-deploy --help: {helped:.3f} s of CPU (an empty Python: {empty:.3f} s); target 0.4 s")
+    print(f"sad-deploy --help: {helped:.3f} s of CPU (an empty Python: {empty:.3f} s); target 0.25 s")
     print(f"heavy packages that infer loads: {', '.join(loaded) or 'none'}; target none")
     results = {"help_cpu_seconds": helped, "python_cpu_seconds": empty, "heavy_packages_of_infer": loaded}
     write_results(Path(__file__).parent / "results" / "start_up.json", {"machine": machine(), **results})

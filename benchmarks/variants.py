@@ -33,4 +33,4 @@ def two_pass_in(
     if variant.is_fp32:
         return to_proto(graph)
     scales = gradient_scales(graph, images) if precision == "fp16" else None
-    return to_proto(lower(graph, variant, gradient_scales=scales).typed)
+    return to_proto(lower(graph, variant, gradient_scales=scales).graph)

@@ -19,7 +19,7 @@ class Tolerance:
         saliency_cosine_median: Least median over the images of cos(S, S_reference).
         saliency_cosine_min: Least cosine of a single image. Looser: a sample on a ReLU boundary may take
             the other side, which changes its saliency by a jump.
-        saliency_variation: Least largest ‖S_i − mean S‖/‖mean S‖ over the images. A saliency that does not
+        saliency_variation: Lower bound of max_i ‖S_i − mean S‖ / ‖mean S‖. A saliency that does not
             change with the image is wrong however well the logits agree.
     """
 

@@ -1,6 +1,6 @@
 """Compare a two-pass graph with its reference on real images: labels, logits and the saliency itself.
 
-A check of logits alone has once passed an all-zero saliency, so the saliency is a gate of its own.
+Comparing only logits let an all-zero saliency pass once, so the saliency has tolerances too.
 """
 
 from __future__ import annotations
@@ -110,13 +110,13 @@ def verify(
     *,
     precision: str = "fp32",
     batch_sizes: Sequence[int] = BATCH_SIZES,
-    rounding: Path | None = None,
+    emulation: Path | None = None,
     runs_on_cpu: bool = True,
     allow_inaccurate: bool = False,
 ) -> Verification:
     """Run a two-pass graph on the CPU and compare it with a reference.
 
-    In lower precision the graph's rounding form is run as well, or in its place: onnxruntime's CPU leaves
+    In lower precision its emulation in float32 is run as well, or in its place: onnxruntime's CPU leaves
     values between fp16 nodes unrounded, and has no bf16 kernels. See :mod:`sad_export.precision`.
 
     Args:
@@ -125,7 +125,7 @@ def verify(
         reference: ``logits`` (N, K), ``saliency`` (N, C, H, W) and ``plain_logits`` (N, K) of these images.
         precision: Row of the tolerance table.
         batch_sizes: Each is run over all images.
-        rounding: The ONNX file of the graph's rounding form, for a graph in lower precision.
+        emulation: The ONNX file of the graph's emulation in float32, for a graph in lower precision.
         runs_on_cpu: Whether onnxruntime's CPU runs the graph itself.
         allow_inaccurate: Return figures outside the tolerance instead of raising, if they are finite.
 
@@ -141,8 +141,8 @@ def verify(
             hint="calibrate again with --samples 64, or give --data",
         )
     forms = [graph] if runs_on_cpu else []
-    forms += [rounding] if rounding is not None else []
-    fuses = rounding is None
+    forms += [emulation] if emulation is not None else []
+    fuses = emulation is None
     worst = _worst(
         [figures for form in forms for figures in _each(form, images, reference, batch_sizes, fuses)]
     )

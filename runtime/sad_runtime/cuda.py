@@ -167,7 +167,7 @@ class Stream(_Handle):
         self._cuda.call("cudaStreamSynchronize", self._handle)
 
     def settle(self) -> None:
-        """The same on the way out of an error: never raises, and does nothing once it was given back."""
+        """Like `wait`, on the way out of an error: never raises, and does nothing after `free`."""
         if self._handle is not None:
             self._cuda.module.cudaStreamSynchronize(self._handle)
 

@@ -27,7 +27,7 @@ from .errors import ImageError, UserError
 from .manifest import Manifest
 from .prediction import Prediction
 from .preprocess import Loaded, load
-from .results.answers import answered
+from .results.answers import rows_of
 from .results.row import Failure, Row
 from .sources import FileItem, Item, Stamp
 
@@ -261,7 +261,7 @@ class Pipeline:
             return _Classified(rows, {})
         images = np.stack([decoded.image.pixels for _, decoded in batch if isinstance(decoded.image, Loaded)])
         prediction = self._classifier.predict_checked(images, outputs=self._outputs)
-        classified = answered(
+        classified = rows_of(
             [rows[i] for i in good],
             prediction,
             self._classifier.manifest.classes,

@@ -234,7 +234,7 @@ class JournaledRun:
             )
             pictures.append(self._page)
         items = (
-            finished.without(self.sources, retry_errors=options.retry_errors) if finished else self.sources
+            finished.remaining(self.sources, retry_errors=options.retry_errors) if finished else self.sources
         )
         self._pipeline = stack.enter_context(Pipeline(self.classifier, items, options.classify(pictures)))
         self._count()

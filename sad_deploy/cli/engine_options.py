@@ -1,4 +1,4 @@
-"""What ``--trt`` is told about the engine. Nothing is imported for it before it is built."""
+"""The options of an engine. Nothing is imported for it before it is built."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ class EngineOptions:
                 hardware_compatibility=self.hardware_compatibility,
                 tf32=self.tf32,
             ),
-            cache=None if self.no_engine_cache else EngineCache(told=print_warning),
+            cache=None if self.no_engine_cache else EngineCache(on_message=print_warning),
             log=(lambda line: print_log(f"TensorRT {line}")) if self.verbose or is_verbose() else None,
         )
 

@@ -255,7 +255,7 @@ def test_a_classifier_in_half_precision_is_refused(
     lowered = tmp_path_factory.mktemp("lowered") / "two_pass.onnx"
     half = GraphOptions("fp16")
     graph = defended(load_classifier(forward), Defence(0.05), half.lowering)
-    save_graph(lower(graph, half.variant).typed, lowered)
+    save_graph(lower(graph, half.variant).graph, lowered)
     source = tmp_path / "half.onnx"
     onnx.utils.extract_model(str(lowered), str(source), ["image"], ["plain_logits"])
     for precision in ("fp32", "fp16"):

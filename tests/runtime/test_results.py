@@ -31,7 +31,7 @@ from sad_runtime.results import (
     open_output,
     rank,
 )
-from sad_runtime.results.answers import answered
+from sad_runtime.results.answers import rows_of
 from sad_runtime.results.tables import write_table
 
 COLUMNS = Columns(ranked=2)
@@ -167,14 +167,14 @@ def test_logits_that_are_not_finite_have_no_ranking(bad: float) -> None:
 
 def test_written_logits_are_the_float32_they_were() -> None:
     logits = np.random.default_rng(0).normal(size=(1, 1000)).astype(np.float32)
-    (done,) = answered([Row("a")], Prediction(logits), list(map(str, range(1000))), top_k=1, logits=True)
+    (done,) = rows_of([Row("a")], Prediction(logits), list(map(str, range(1000))), top_k=1, logits=True)
     np.testing.assert_array_equal(np.array(json.loads(done.to_json())["logits"], np.float32), logits[0])
 
 
 def test_statistics_of_a_huge_saliency_are_finite() -> None:
     saliency = np.full((1, 3, 8, 8), 3e38, np.float32)
     prediction = Prediction(np.zeros((1, 2), np.float32), saliency)
-    (done,) = answered([Row("a")], prediction, ["a", "b"], top_k=1, statistics=True)
+    (done,) = rows_of([Row("a")], prediction, ["a", "b"], top_k=1, statistics=True)
     assert done.statistics is not None
     assert done.statistics.l2 == pytest.approx(3e38 * np.sqrt(192), rel=1e-6)
 

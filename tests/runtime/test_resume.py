@@ -54,7 +54,7 @@ def journal_of(folder: Path, *rows: Row, tail: bytes = b"") -> Path:
 
 
 def missing(finished: FinishedRows, *images: Item, retry_errors: bool = False) -> list[str]:
-    return [item.name for item in finished.without(images, retry_errors=retry_errors)]
+    return [item.name for item in finished.remaining(images, retry_errors=retry_errors)]
 
 
 def paths(path: Path) -> list[str]:
@@ -205,7 +205,7 @@ def test_a_finished_run_is_added_to_and_a_changed_file_has_one_row(tmp_path: Pat
         assert output.begin(RECORD) == []
         assert output.finished is not None
         images = [image("a", Stamp(11, 20)), image("b"), image("c")]
-        output.write([row(item.name, size=11) for item in output.finished.without(images)])
+        output.write([row(item.name, size=11) for item in output.finished.remaining(images)])
         assert paths(out) == ["a", "b"]  # until the new one is whole
         output.complete()
         output.publish(COLUMNS)

@@ -30,13 +30,13 @@ class Lowered:
     """A graph in lower precision.
 
     Attributes:
-        typed: The graph to deploy.
-        rounding: Its float32 twin for verification: every value is rounded as the typed one rounds it.
+        graph: The one to deploy.
+        emulation: Its float32 twin for verification: every value is rounded as the graph rounds it.
         kept: Why nodes of the lowered passes stay float32, by name.
     """
 
-    typed: ir.Model
-    rounding: ir.Model
+    graph: ir.Model
+    emulation: ir.Model
     kept: Mapping[str, str]
 
 
@@ -62,20 +62,20 @@ def lower(
         GraphError: Not a two-pass graph in float32.
     """
     refuse_half_precision(model)
-    typed = model.clone()
-    scale_gradient(typed.graph, gradient_scales or {})
+    lowered = model.clone()
+    scale_gradient(lowered.graph, gradient_scales or {})
     if variant.uses_int8:
         if images is None:
             raise GraphError("int8 needs images for its ranges")
-        simulate_integers(typed, variant.int8_passes, images, method=variant.ranges)
-    rounding = typed.clone()
-    plan = plan_precision(typed.graph, variant)
-    LowerPrecisionPass(plan)(typed)
-    LowerPrecisionPass(plan_precision(rounding.graph, variant), rounding=True)(rounding)
-    metadata = {**typed.metadata_props, PRECISION_KEY: variant.label}
-    for graph in (typed, rounding):
+        simulate_integers(lowered, variant.int8_passes, images, method=variant.ranges)
+    emulation = lowered.clone()
+    plan = plan_precision(lowered.graph, variant)
+    LowerPrecisionPass(plan)(lowered)
+    LowerPrecisionPass(plan_precision(emulation.graph, variant), emulate=True)(emulation)
+    metadata = {**lowered.metadata_props, PRECISION_KEY: variant.label}
+    for graph in (lowered, emulation):
         label_and_check(graph, what="two-pass", metadata=metadata)
-    return Lowered(typed, rounding, plan.reasons)
+    return Lowered(lowered, emulation, plan.reasons)
 
 
 def lower_to_integers(model: ir.Model, variant: Variant, images: Array) -> ir.Model:

@@ -1,4 +1,4 @@
-"""Rewrite a float32 two-pass graph to the types of a plan, or to float32 arithmetic that rounds like them.
+"""Rewrite a float32 two-pass graph to the types of a plan, or emulate them in float32.
 
 1. A node computes in its planned type: its float inputs are cast to it where they are not in it already, one
    Cast a value and type, and its float outputs are in it.
@@ -6,7 +6,7 @@
    is cast in the graph, which a runtime folds when it loads the model.
 3. The image and all outputs stay float32.
 
-The rounding form has the same plan and no other type than float32: every value that would be in a lower type
+The emulation has the same plan and no other type than float32: every value that would be in a lower type
 is cast there and back. It says what the graph computes where onnxruntime's CPU would keep values between two
 fp16 nodes in float32, and where it has no kernels at all, as for bf16.
 """
@@ -37,13 +37,13 @@ class LowerPrecisionPass(ir.passes.InPlacePass):
 
     Args:
         plan: The type of every node of the graph that the pass is called on.
-        rounding: Write the rounding form instead of the typed one.
+        emulate: Write the emulation instead of the typed graph.
     """
 
-    def __init__(self, plan: Plan, *, rounding: bool = False) -> None:
+    def __init__(self, plan: Plan, *, emulate: bool = False) -> None:
         super().__init__()
         self._plan = plan
-        self._rounding = rounding
+        self._emulates = emulate
         self._types: dict[ir.Value, Precision] = {}
         self._converted: dict[tuple[ir.Value, Precision], ir.Value] = {}
 
@@ -69,7 +69,7 @@ class LowerPrecisionPass(ir.passes.InPlacePass):
             node.replace_input_with(i, self._as(graph, value, wanted))
         for value, precision in outputs.items():
             if precision is not Precision.FP32:
-                (self._round if self._rounding else self._lower)(graph, value, precision)
+                (self._round if self._emulates else self._lower)(graph, value, precision)
         graph.sort()
         return ir.passes.PassResult(model, modified=bool(self._types))
 
@@ -88,22 +88,22 @@ class LowerPrecisionPass(ir.passes.InPlacePass):
             (precision,) = readers[value]
             assert value.const_value is not None
             array = value.const_value.numpy().astype(_NUMPY[precision])
-            if self._rounding:
+            if self._emulates:
                 array = array.astype(np.float32)
             value.const_value = ir.tensor(array, name=value.name)
             value.type = ir.TensorType(value.const_value.dtype)
             self._types[value] = precision
 
     def _as(self, graph: ir.Graph, value: ir.Value, wanted: Precision) -> ir.Value:
-        """``value`` in a type; in the rounding form, rounded to it."""
+        """``value`` in a type; in the emulation, rounded to it."""
         have = self._types.get(value, Precision.FP32)
         # Float32 holds what was rounded before.
-        if have is wanted or (self._rounding and wanted is Precision.FP32):
+        if have is wanted or (self._emulates and wanted is Precision.FP32):
             return value
         if (value, wanted) not in self._converted:
             converted = _cast(graph, value, wanted)
             self._converted[value, wanted] = (
-                _cast(graph, converted, Precision.FP32) if self._rounding else converted
+                _cast(graph, converted, Precision.FP32) if self._emulates else converted
             )
         return self._converted[value, wanted]
 

@@ -70,7 +70,7 @@ def plan_precision(graph: ir.Graph, variant: Variant) -> Plan:
     known = {**dict.fromkeys(_stem(parts), _STEM), **dict.fromkeys(_compared(parts), _EQUALITY)}
     for node, part in parts.items():
         precision = of_part[part]
-        if precision is not Precision.FP32 and (reason := known.get(node) or fragile(node, precision)):
+        if precision is not Precision.FP32 and (reason := known.get(node) or why_float32(node, precision)):
             precision = Precision.FP32
             reasons[node.name or node.op_type] = reason
         precisions[node] = precision
@@ -121,7 +121,7 @@ def _compares_floats(node: ir.Node) -> bool:
     )
 
 
-def fragile(node: ir.Node, precision: Precision) -> str | None:
+def why_float32(node: ir.Node, precision: Precision) -> str | None:
     """Why a node must stay float32, or None if it can be lowered."""
     if node.domain != "":
         return "not a standard operator"

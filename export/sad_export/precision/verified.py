@@ -33,7 +33,7 @@ def write_verified(
 ) -> Verification:
     """Lower a float32 two-pass graph to a variant, write it and verify it.
 
-    The rounding form lies beside it meanwhile.
+    The emulation lies beside it meanwhile.
 
     Args:
         graph: A float32 two-pass graph for this variant and target, its parts marked; not modified.
@@ -62,18 +62,18 @@ def write_verified(
     half_backward = variant.of_part[Part.BACKWARD] is Precision.FP16
     scales = gradient_scales(graph, images) if half_backward else None
     lowered = lower(graph, variant, gradient_scales=scales, images=images[::_EVERY])
-    rounding = path.with_suffix(".rounding.onnx")
-    save_graph(lowered.typed, path)
+    emulation = path.with_suffix(".emulation.onnx")
+    save_graph(lowered.graph, path)
     try:
-        save_graph(lowered.rounding, rounding)
+        save_graph(lowered.emulation, emulation)
         return verify(
             path,
             images,
             reference,
             precision=variant.lowest.value,
-            rounding=rounding,
+            emulation=emulation,
             runs_on_cpu=not variant.uses_bf16,
             allow_inaccurate=allow_inaccurate,
         )
     finally:
-        rounding.unlink(missing_ok=True)
+        emulation.unlink(missing_ok=True)

@@ -47,7 +47,7 @@ class EngineCache:
     Args:
         folder: Where; made when the first engine is kept.
         limit_bytes: Size of all plans beyond which the least recently used go; the last one always stays.
-        told: Called with one line when the cache cannot be used or written.
+        on_message: Called with one line when the cache cannot be used or written.
     """
 
     def __init__(
@@ -55,11 +55,11 @@ class EngineCache:
         folder: Path | None = None,
         *,
         limit_bytes: int = LIMIT_BYTES,
-        told: Callable[[str], None] = lambda message: None,
+        on_message: Callable[[str], None] = lambda message: None,
     ) -> None:
         self.folder = folder or default_folder()
         self._limit_bytes = limit_bytes
-        self._told = told
+        self._on_message = on_message
 
     def take(self, key: str, plan: Path) -> EngineInfo | None:
         """Copy the engine of a key to ``plan``; None, and nothing written, if there is no sound one."""
@@ -74,7 +74,7 @@ class EngineCache:
                 with contextlib.suppress(OSError):
                     os.utime(entry)
                 return dataclasses.replace(info, from_cache=True)
-        self._told(f"the engine kept in {entry} is damaged, and built again")
+        self._on_message(f"the engine kept in {entry} is damaged, and built again")
         return None
 
     def put(self, key: str, plan: Path, info: EngineInfo) -> None:
@@ -87,7 +87,7 @@ class EngineCache:
             self._write(f"{key}.json", lambda path: path.write_text(info.as_json(), encoding="utf-8"))
             self._remove_oldest()
         except (OSError, UserError) as error:
-            self._told(f"the engine is not kept in {self.folder}: {error}")
+            self._on_message(f"the engine is not kept in {self.folder}: {error}")
 
     def read_timing(self, name: str) -> bytes:
         """The measured kernels kept under a name; empty if there are none."""
@@ -103,7 +103,7 @@ class EngineCache:
             if self._is_private():
                 self._write(f"{name}.timing", lambda path: path.write_bytes(timing))
         except (OSError, UserError) as error:
-            self._told(f"the measured kernels are not kept in {self.folder}: {error}")
+            self._on_message(f"the measured kernels are not kept in {self.folder}: {error}")
 
     def _is_private(self) -> bool:
         """Whether nobody else can put a program here."""
@@ -115,7 +115,7 @@ class EngineCache:
             return False
         if status.st_uid == os.geteuid() and not status.st_mode & 0o022:
             return True
-        self._told(f"the engine cache {self.folder} is not used: others can write to it (chmod 700 it)")
+        self._on_message(f"the engine cache {self.folder} is not used: others can write to it (chmod 700 it)")
         return False
 
     def _write(self, name: str, write: Callable[[Path], object]) -> None:

@@ -1,4 +1,4 @@
-"""What can be asked of a build, and what cannot be asked of which TensorRT."""
+"""Options of a build, and which of them a TensorRT package lacks."""
 
 from __future__ import annotations
 

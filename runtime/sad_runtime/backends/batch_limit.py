@@ -8,13 +8,13 @@ from typing import TypeVar
 from ..errors import BackendError, OutOfDeviceMemoryError
 
 Notice = Callable[[str], None]
-"""Is told, in one line, what a backend does differently from now on."""
+"""Called with one line when a backend changes what it does, for example makes its batches smaller."""
 
 T = TypeVar("T")
 
 
 def ignore(message: str) -> None:
-    """Be told and do nothing."""
+    """A notice that nobody wants."""
 
 
 class BatchLimit:

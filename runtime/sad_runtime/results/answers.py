@@ -13,7 +13,7 @@ from .ranking import rank
 from .row import Failure, PlainPass, Row, SaliencyStatistics
 
 
-def answered(
+def rows_of(
     rows: Sequence[Row],
     prediction: Prediction,
     classes: Sequence[str],

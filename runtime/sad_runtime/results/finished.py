@@ -70,7 +70,7 @@ class FinishedRows:
         """Whether the journal has, or will have, more than one row of some image."""
         return self._has_duplicates or self.replaced > 0
 
-    def without(self, images: Iterable[Item], *, retry_errors: bool = False) -> Iterator[Item]:
+    def remaining(self, images: Iterable[Item], *, retry_errors: bool = False) -> Iterator[Item]:
         """The images that have no row yet, or whose file was changed since.
 
         What has no stamp, for example a file that was not found, counts as changed.

@@ -4,7 +4,7 @@ To a file ``OUT``: rows are journaled in ``OUT.partial``, described by ``OUT.par
 the journal, or the table made from it, takes the name ``OUT`` and the record the name ``OUT.run.json``; an
 older ``OUT`` is replaced only then. To standard output, a pipe or a device: straight there.
 
-An earlier run's rows, finished or not, are never thrown away unasked: the next run goes on with them or is
+An earlier run's rows, finished or not, are never thrown away unasked: the next run resumes them or is
 refused. A file that is no result is never replaced at all.
 """
 

@@ -1,4 +1,4 @@
-"""What a run was: a file beside its rows, ``OUT.run.json``, so that only its like goes on with them."""
+"""Describes a run, in ``OUT.run.json`` beside its rows: ``--resume`` accepts only a run like it."""
 
 from __future__ import annotations
 

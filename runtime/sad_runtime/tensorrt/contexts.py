@@ -135,7 +135,7 @@ class Contexts:
         return self._prepared[key]
 
     def _reserve(self, size: int) -> None:
-        """Have so many bytes for activations, and let the contexts that there are know."""
+        """Grow the buffer of activations, which all contexts share, and bind them to it again."""
         if size <= (self._memory.size if self._memory else 0):
             return
         if self._memory is not None:

@@ -1,4 +1,4 @@
-"""Import the module of a flavor, and hear what it has to say."""
+"""Import the package of a flavor, and capture its log."""
 
 from __future__ import annotations
 

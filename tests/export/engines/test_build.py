@@ -83,7 +83,7 @@ def test_a_node_without_a_kernel_is_named(tmp_path: Path) -> None:
     """Deconvolution in bf16, in place of a Conv of 8 channels to 8."""
     options = GraphOptions("bf16")
     lowered = lower(two_pass_graph(forward_onnx(small_cnn()), options, eta=0.3), options.variant)
-    graph = to_proto(lowered.typed)
+    graph = to_proto(lowered.graph)
     (node,) = [node for node in graph.graph.node if node.name == "second/node_conv2d_2"]
     node.op_type, node.name = "ConvTranspose", "the_deconvolution"
     onnx.save(graph, str(tmp_path / "m.onnx"))

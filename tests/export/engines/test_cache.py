@@ -26,7 +26,7 @@ def said() -> list[str]:
 
 @pytest.fixture
 def cache(tmp_path: Path, said: list[str]) -> EngineCache:
-    return EngineCache(tmp_path / "engines", told=said.append)
+    return EngineCache(tmp_path / "engines", on_message=said.append)
 
 
 def build(graph: Path, plan: Path, cache: EngineCache | None, **options: object) -> EngineInfo:
@@ -108,7 +108,9 @@ def test_a_cache_that_cannot_be_written_keeps_nothing_from_being_built(
     graph_path: Path, tmp_path: Path, said: list[str]
 ) -> None:
     (tmp_path / "file").write_text("in the way")
-    info = build(graph_path, tmp_path / "a.plan", EngineCache(tmp_path / "file" / "c", told=said.append))
+    info = build(
+        graph_path, tmp_path / "a.plan", EngineCache(tmp_path / "file" / "c", on_message=said.append)
+    )
     assert sha256(tmp_path / "a.plan") == info.engine_sha256
     assert "is not kept in" in said[0]
 

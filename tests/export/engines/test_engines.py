@@ -56,7 +56,7 @@ def graph_in(precision: str, name: str) -> onnx.ModelProto:
     _, *chw = shape_of(graph.graph.inputs[0])
     images = np.random.default_rng(0).random((2, *chw), dtype=np.float32)
     scales = gradient_scales(graph, images)
-    return to_proto(lower(graph, options.variant, gradient_scales=scales, images=images).typed)
+    return to_proto(lower(graph, options.variant, gradient_scales=scales, images=images).graph)
 
 
 @pytest.mark.slow

@@ -48,7 +48,7 @@ def test_turing_takes_fp16(graph_path: Path, tmp_path: Path) -> None:
     assert caught.value.operator == "Gemm"
     half = GraphOptions("fp16")
     graph = two_pass_graph(forward_onnx(small_cnn()), half, eta=0.3)
-    save_graph(lower(graph, half.variant).typed, tmp_path / "m.onnx")
+    save_graph(lower(graph, half.variant).graph, tmp_path / "m.onnx")
     info = build_engine(tmp_path / "m.onnx", tmp_path / "m.plan", flavor="rtx", options=options)
     assert info.targets == ("sm_75",)
 

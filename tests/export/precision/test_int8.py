@@ -283,7 +283,7 @@ def test_a_graph_that_is_no_two_pass_graph_is_refused(forward: onnx.ModelProto) 
 def simulated(forward: onnx.ModelProto) -> onnx.ModelProto:
     graph = two_pass_graph(forward, **SPACE)
     scales = gradient_scales(graph, IMAGES)
-    return to_proto(lower(graph, Variant.of("int8"), gradient_scales=scales, images=IMAGES).typed)
+    return to_proto(lower(graph, Variant.of("int8"), gradient_scales=scales, images=IMAGES).graph)
 
 
 def test_weights_are_stored_once_as_codes_and_the_backward_reads_them_in_fp16(
@@ -322,6 +322,6 @@ def test_tensorrt_builds_every_mixture(
     pytest.importorskip("tensorrt_rtx", reason="needs the extra rtx; the test install has it")
     options = GraphOptions(*words)
     graph = two_pass_graph(forward, options, **SPACE)
-    save_graph(lower(graph, options.variant, images=IMAGES).typed, tmp_path / "m.onnx")
+    save_graph(lower(graph, options.variant, images=IMAGES).graph, tmp_path / "m.onnx")
     info = build_engine(tmp_path / "m.onnx", tmp_path / "m.plan", flavor="rtx")
     assert info.precision == options.variant.label

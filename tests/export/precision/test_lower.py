@@ -35,8 +35,8 @@ def forward() -> onnx.ModelProto:
 
 
 class Written(NamedTuple):
-    typed: onnx.ModelProto
-    rounding: onnx.ModelProto
+    graph: onnx.ModelProto
+    emulation: onnx.ModelProto
     kept: Mapping[str, str]
 
 
@@ -45,7 +45,7 @@ def made(forward: onnx.ModelProto, *words: str) -> tuple[onnx.ModelProto, Writte
     options = GraphOptions(*words)
     graph = two_pass_graph(forward, options, eta=0.3, normalization="rms", mean=MEAN, std=STD)
     lowered = lower(graph, options.variant)
-    return to_proto(graph), Written(to_proto(lowered.typed), to_proto(lowered.rounding), lowered.kept)
+    return to_proto(graph), Written(to_proto(lowered.graph), to_proto(lowered.emulation), lowered.kept)
 
 
 def types(model: onnx.ModelProto) -> dict[str, int]:
@@ -59,7 +59,7 @@ def types(model: onnx.ModelProto) -> dict[str, int]:
 @pytest.mark.parametrize("words", [("fp16",), ("bf16",), ("fp32", "fp16")])
 def test_the_image_and_all_outputs_stay_float32(forward: onnx.ModelProto, words: tuple[str, ...]) -> None:
     _, lowered = made(forward, *words)
-    for model in (lowered.typed, lowered.rounding):
+    for model in (lowered.graph, lowered.emulation):
         graph = model.graph
         assert [value.name for value in [*graph.input, *graph.output]] == ["image", *OUTPUTS]
         kinds = {value.type.tensor_type.elem_type for value in [*graph.input, *graph.output]}
@@ -69,20 +69,20 @@ def test_the_image_and_all_outputs_stay_float32(forward: onnx.ModelProto, words:
 def test_each_weight_is_stored_once_and_in_half_the_bytes(forward: onnx.ModelProto) -> None:
     graph, lowered = made(forward, "fp16")
     before = {t.name: t for t in graph.graph.initializer if len(t.dims) == 4 and np.prod(t.dims) > 200}
-    after = {t.name: t for t in lowered.typed.graph.initializer}
+    after = {t.name: t for t in lowered.graph.graph.initializer}
     stem = next(node.input[1] for node in graph.graph.node if node.op_type == "Conv")
     for name in before.keys() - {stem}:
         assert after[name].data_type == TensorProto.FLOAT16
         # First pass, backward and second pass.
-        assert sum(name in node.input for node in lowered.typed.graph.node) == 3
+        assert sum(name in node.input for node in lowered.graph.graph.node) == 3
     assert len(after) <= len(graph.graph.initializer) + 1
 
 
 def test_image_space_is_float32(forward: onnx.ModelProto) -> None:
     """x = (image − mean) / std, n(S) and x + η·n(S)."""
     _, lowered = made(forward, "fp16")
-    of = types(lowered.typed)
-    names = [node for node in lowered.typed.graph.node if node.name.startswith(("normalise/", "mix/"))]
+    of = types(lowered.graph)
+    names = [node for node in lowered.graph.graph.node if node.name.startswith(("normalise/", "mix/"))]
     assert len([node for node in names if node.op_type != "Cast"]) >= 8
     floats = {of[name] for node in names if node.op_type != "Cast" for name in [*node.input, *node.output]}
     assert floats <= {TensorProto.FLOAT, TensorProto.INT64}
@@ -90,13 +90,13 @@ def test_image_space_is_float32(forward: onnx.ModelProto) -> None:
 
 def test_a_saliency_in_another_precision_leaves_the_second_pass_as_it_is(forward: onnx.ModelProto) -> None:
     graph, lowered = made(forward, "fp32", "fp16")
-    of = types(lowered.typed)
-    second = [node for node in lowered.typed.graph.node if node.name.startswith("second/")]
+    of = types(lowered.graph)
+    second = [node for node in lowered.graph.graph.node if node.name.startswith("second/")]
     assert {of[name] for node in second for name in node.output} == {TensorProto.FLOAT}
-    backward = [node for node in lowered.typed.graph.node if node.op_type == "ConvTranspose"]
+    backward = [node for node in lowered.graph.graph.node if node.op_type == "ConvTranspose"]
     assert {of[node.output[0]] for node in backward} == {TensorProto.FLOAT16}
     # Weights are stored in float32 for the second pass and cast for the others: no second copy in the file.
-    assert lowered.typed.ByteSize() < 1.2 * graph.ByteSize()
+    assert lowered.graph.ByteSize() < 1.2 * graph.ByteSize()
 
 
 @pytest.mark.parametrize(
@@ -107,9 +107,9 @@ def test_the_rounding_form_computes_what_the_types_say(
 ) -> None:
     """Against ONNX's reference, which computes in the types themselves and rounds every value."""
     graph, lowered = made(forward, *words)
-    reference: Any = ReferenceEvaluator(lowered.typed)
+    reference: Any = ReferenceEvaluator(lowered.graph)
     typed = dict(zip(OUTPUTS, reference.run(OUTPUTS, {"image": IMAGES}), strict=True))
-    rounded = dict(zip(OUTPUTS, run(lowered.rounding, image=IMAGES), strict=True))
+    rounded = dict(zip(OUTPUTS, run(lowered.emulation, image=IMAGES), strict=True))
     exact = dict(zip(OUTPUTS, run(graph, image=IMAGES), strict=True))
     for one, other in ((typed, rounded), (rounded, exact)):
         assert np.median(cosines(one["saliency"], other["saliency"])) >= least
@@ -122,7 +122,7 @@ def test_the_saliency_survives_a_max_pool_where_a_runtime_leaves_values_unrounde
 ) -> None:
     """onnxruntime's CPU does: a maximum then is not equal to the rounded input that it came from."""
     graph, lowered = made(forward, "fp16")
-    _, narrow, _ = run(lowered.typed, image=IMAGES)
+    _, narrow, _ = run(lowered.graph, image=IMAGES)
     _, wide, _ = run(graph, image=IMAGES)
     assert np.median(cosines(narrow, wide)) >= 0.999
     assert "compared for equality" in lowered.kept.values()
@@ -130,8 +130,8 @@ def test_the_saliency_survives_a_max_pool_where_a_runtime_leaves_values_unrounde
 
 def test_the_stem_before_the_first_max_pool_stays_float32(forward: onnx.ModelProto) -> None:
     _, lowered = made(forward, "fp16")
-    of = types(lowered.typed)
-    pool = next(node for node in lowered.typed.graph.node if node.op_type == "MaxPool")
+    of = types(lowered.graph)
+    pool = next(node for node in lowered.graph.graph.node if node.op_type == "MaxPool")
     assert of[pool.input[0]] == of[pool.output[0]] == TensorProto.FLOAT
     assert "in the stem, before the first MaxPool" in lowered.kept.values()
 
@@ -142,7 +142,7 @@ def test_a_weight_beyond_fp16_stays_float32_and_finite(forward: onnx.ModelProto)
     )
     _, lowered = made(large, "fp16")
     assert any("reaches 1e+05, beyond fp16" in reason for reason in lowered.kept.values())
-    arrays = [numpy_helper.to_array(tensor) for tensor in lowered.typed.graph.initializer]
+    arrays = [numpy_helper.to_array(tensor) for tensor in lowered.graph.graph.initializer]
     assert all(np.isfinite(array).all() for array in arrays if array.dtype != np.int64)
     assert any(array.max() == np.float32(1e5) for array in arrays if array.dtype == np.float32)
     _, in_bf16 = made(large, "bf16")
@@ -164,25 +164,25 @@ def test_bf16_leaves_to_float32_what_tensorrt_lacks() -> None:
         nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Hardswish(), nn.Flatten(), nn.Linear(784, 5)
     )
     _, lowered = made(forward_onnx(randomised(model)), "bf16")
-    of = types(lowered.typed)
-    operators = [node.op_type for node in lowered.typed.graph.node]
+    of = types(lowered.graph)
+    operators = [node.op_type for node in lowered.graph.graph.node]
     assert "ConvTranspose" not in operators
-    activations = [node for node in lowered.typed.graph.node if node.op_type == "HardSwish"]
+    activations = [node for node in lowered.graph.graph.node if node.op_type == "HardSwish"]
     assert activations and {of[node.output[0]] for node in activations} == {TensorProto.FLOAT}
-    convolutions = [node for node in lowered.typed.graph.node if node.op_type == "Conv"]
+    convolutions = [node for node in lowered.graph.graph.node if node.op_type == "Conv"]
     assert {of[node.output[0]] for node in convolutions} == {TensorProto.BFLOAT16}
 
 
 def test_bf16_is_written_in_an_opset_that_has_it(forward: onnx.ModelProto) -> None:
     """Conv takes bf16 from opset 22 on."""
     _, lowered = made(forward, "bf16")
-    assert forward.opset_import[0].version < 22 <= lowered.typed.opset_import[0].version
+    assert forward.opset_import[0].version < 22 <= lowered.graph.opset_import[0].version
 
 
 def test_a_graph_in_half_precision_is_refused(forward: onnx.ModelProto) -> None:
     lowered = lower(two_pass_graph(forward, eta=0.3), Variant.of("fp16"))
     with pytest.raises(GraphError, match="are in half precision already") as caught:
-        lower(lowered.typed, Variant.of("bf16"))
+        lower(lowered.graph, Variant.of("bf16"))
     assert "give the float32 classifier" in str(caught.value.hint)
 
 
@@ -204,7 +204,7 @@ def test_an_engine_builds_without_a_gpu_and_carries_the_name(
 ) -> None:
     pytest.importorskip("tensorrt_rtx", reason="needs the extra rtx; the test install has it")
     _, lowered = made(forward, *words)
-    onnx.save(lowered.typed, str(tmp_path / "graph.onnx"))
+    onnx.save(lowered.graph, str(tmp_path / "graph.onnx"))
     info = build_engine(tmp_path / "graph.onnx", tmp_path / "graph.plan", flavor="rtx", batch=(1, 4, 8))
     assert info.precision == Variant.of(*words).label
 
@@ -214,7 +214,7 @@ def test_a_graph_that_says_nothing_of_itself_is_named_by_its_weights(
 ) -> None:
     pytest.importorskip("tensorrt_rtx", reason="needs the extra rtx; the test install has it")
     _, lowered = made(forward, "fp16")
-    del lowered.typed.metadata_props[:]
-    onnx.save(lowered.typed, str(tmp_path / "graph.onnx"))
+    del lowered.graph.metadata_props[:]
+    onnx.save(lowered.graph, str(tmp_path / "graph.onnx"))
     info = build_engine(tmp_path / "graph.onnx", tmp_path / "graph.plan", flavor="rtx", batch=(1, 4, 8))
     assert info.precision == "fp16"

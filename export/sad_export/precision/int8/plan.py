@@ -76,8 +76,8 @@ def plan_integers(
     of_part = parts_of(model.graph)
     nodes = [node for node in model.graph if of_part[node] in parts]
     constant = constants_of(model.graph)
-    held = _Held(nodes, constant)
-    sources = held.sources()
+    groups = _CodeGroups(nodes, constant)
+    sources = groups.sources()
 
     def part_of(value: ir.Value) -> Part | None:
         producer = value.producer()
@@ -92,23 +92,23 @@ def plan_integers(
         low, high = min(ranges[value][0] for value in group), max(ranges[value][1] for value in group)
         # A range ends at the edge of a bin. What saturates at a bound must do so at its very number: the
         # gradient there is 0.
-        for value in held.bounds.keys() & set(group):
-            if ranges[value][1] > _NEARLY * held.bounds[value]:
-                high = max(high, held.bounds[value])
+        for value in groups.bounds.keys() & set(group):
+            if ranges[value][1] > _NEARLY * groups.bounds[value]:
+                high = max(high, groups.bounds[value])
         signed = low < 0 and any(value in gradients for value in group)
         grids[root] = Grid.around_zero(low, high) if signed else Grid.between(low, high)
     folded = [
         value
-        for node in held.computed
+        for node in groups.computed
         for value in node.inputs
         if value in constant and value is not None and value.const_value is None
     ]
     return IntegerPlan(
         nodes=frozenset(nodes),
-        computed=frozenset(held.computed),
-        fused=held.fused,
-        bounds=held.bounds,
-        grids={value: grids[held.root(value)] for value in held.values},
+        computed=frozenset(groups.computed),
+        fused=groups.fused,
+        bounds=groups.bounds,
+        grids={value: grids[groups.root(value)] for value in groups.values},
         constants=evaluated(model, folded, images[:1]),
     )
 
@@ -136,8 +136,8 @@ def mask_of(node: ir.Node) -> Mask | None:
     return None
 
 
-class _Held:
-    """The values that can be held as codes, and how they hang together."""
+class _CodeGroups:
+    """The values that can be held as codes, in groups of one grid each (union–find)."""
 
     def __init__(self, nodes: Sequence[ir.Node], constant: set[ir.Value]) -> None:
         self._constant = constant
