@@ -96,7 +96,7 @@ def two_pass(forward: Path, *, precision: str, target: str) -> ir.Model:
 
     The last one is kept: what is asked for next may be its form in int8.
     """
-    from sad_export.model import load_classifier
+    from sad_export.loading import load_classifier
     from sad_export.two_pass import Defence, defended
 
     low, high = ([(bound - m) / s for m, s in zip(MEAN, STD, strict=True)] for bound in (0, 1))

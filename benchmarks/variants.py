@@ -10,7 +10,7 @@ import onnx
 
 from sad_export import GraphOptions
 from sad_export.graph.write import to_proto
-from sad_export.model import load_classifier
+from sad_export.loading import Reading, load_classifier
 from sad_export.precision import gradient_scales, lower
 from sad_export.two_pass import Defence, defended
 
@@ -28,7 +28,7 @@ def two_pass_in(
     """
     options = GraphOptions(precision)
     variant = options.variant
-    classifier = load_classifier(forward, least_opset=variant.least_opset)
+    classifier = load_classifier(forward, Reading(least_opset=variant.least_opset))
     graph = defended(classifier, Defence(**defence), options.lowering)
     if variant.is_fp32:
         return to_proto(graph)

@@ -13,7 +13,7 @@ from torch import nn
 
 from sad_export.graph.expression import Array
 from sad_export.job import GraphOptions, Made, write_and_build
-from sad_export.model import ForwardGraph, load_classifier
+from sad_export.loading import ForwardGraph, Reading, load_classifier
 from sad_export.precision import FP32, Variant, write_verified
 from sad_export.tensorrt import EngineRequest
 from sad_export.tolerances import TOLERANCES
@@ -179,8 +179,8 @@ class _Source:
         model, manifest = load_calibrated(bundle)
         status("exporting the folded network to ONNX")
         network = to_onnx(fold_batchnorm(model), manifest.preprocessing.shape)
-        forward = load_classifier(network, least_opset=least_opset)
-        if forward.has_tail:
+        forward = load_classifier(network, Reading(least_opset=least_opset))
+        if forward.form.has_tail:
             # PyTorch's reference has no other end than what the network returns.
             raise BundleError(
                 f"the bundle's network does not return logits: {forward.notices[-1]}",

@@ -12,3 +12,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # of the tests are small, and several processes run them at once.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Each of those processes is given the width of a terminal that it does not have.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.pop("COLUMNS", None)
+    os.environ.pop("LINES", None)

@@ -20,7 +20,7 @@ from .graph.expression import Array
 from .graph.values import dtype_of, shape_of, static
 from .graph.write import save_graph
 from .job import GraphOptions, write_and_build
-from .model import ForwardGraph, load_classifier, warn
+from .loading import ForwardGraph, Reading, load_classifier, warn
 from .precision import refuse_half_precision, write_verified
 from .tensorrt import EngineRequest
 from .tolerances import TOLERANCES
@@ -67,6 +67,7 @@ def defend(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     logits: str | None = None,
+    image_size: tuple[int, int] | None = None,
     images: str | os.PathLike[str] | None = None,
     options: GraphOptions = GraphOptions(),  # noqa: B008 -- frozen
     engine: EngineRequest | None = None,
@@ -83,6 +84,7 @@ def defend(
         mean: Per channel; with ``std``, put into the graph.
         std: Per channel.
         logits: Name of the logits where the graph has several outputs.
+        image_size: Height and width, for a graph that leaves them open.
         images: Folder of real images, 16 to verify on, 64 for int8; smoothed noise otherwise, but for int8.
         options: The form of the graph.
         engine: What to build with TensorRT, if anything.
@@ -102,7 +104,8 @@ def defend(
     names = [Path(out), *(engine_files(out, flavor) if flavor else ())]
     places = [Destination.of(name, regular=flavor is not None) for name in names]
     places[0].check()
-    graph = load_classifier(Path(forward), logits=logits, least_opset=options.variant.least_opset)
+    reading = Reading(logits, image_size, options.variant.least_opset, in_float32=True)
+    graph = load_classifier(Path(forward), reading)
     for each in graph.notices:
         notice(each)
     writer = _Writer(Path(forward), graph, defence, logits, None if images is None else Path(images), options)
@@ -154,7 +157,7 @@ class _Writer:
             pixels[:: max(1, len(pixels) // IMAGES_VERIFIED)],
             self.defence,
             logits=self.logits,
-            has_tail=self.graph.has_tail,
+            form=self.graph.form,
         )
         if variant.is_fp32:
             return _Checked(verification)

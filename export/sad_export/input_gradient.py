@@ -14,8 +14,8 @@ from .gradient import covered, reverse, seed_at_maximum, without_rule
 from .gradient.reverse import dependents
 from .graph.errors import GraphError
 from .graph.write import collects_graph_cycles, label_and_check, to_proto
+from .loading import ForwardGraph, Reading, load_classifier, warn
 from .lowering import Lowering, Portable, lowering_for
-from .model import ForwardGraph, load_classifier, warn
 
 _NAMED_AT_MOST = 8
 
@@ -33,7 +33,7 @@ def unsupported_nodes(model: onnx.ModelProto | str | Path, *, logits: str | None
     Raises:
         GraphError: Not a classifier at all.
     """
-    graph = load_classifier(model, logits=logits)
+    graph = load_classifier(model, Reading(logits))
     missing = without_rule(Portable(opset=graph.opset), graph.nodes, graph.image, graph.logits)
     return [f"{node.name}: {reason}" for node, reason in missing]
 
@@ -43,6 +43,7 @@ def input_gradient(
     model: onnx.ModelProto | str | Path,
     *,
     logits: str | None = None,
+    image_size: tuple[int, int] | None = None,
     conv_gradient: str = "auto",
     target: str = "portable",
     notice: Callable[[str], None] = warn,
@@ -52,6 +53,7 @@ def input_gradient(
     Args:
         model: A forward classifier with one float input (N, C, H, W), from any framework; not modified.
         logits: Name of the logits where the graph has several outputs.
+        image_size: Height and width, for a graph that leaves them open.
         conv_gradient: How convolutions are differentiated: ``auto``, ``convtranspose`` or ``conv``.
         target: ``portable``, or ``cpu`` for the fastest form in onnxruntime on the CPU.
         notice: Called with a line for everything that is taken otherwise than the graph has it, for example
@@ -68,7 +70,7 @@ def input_gradient(
     lowering = lowering_for(
         choose(Target, target, "target"), choose(ConvGradient, conv_gradient, "convolution gradient")
     )
-    graph = load_classifier(model, logits=logits)
+    graph = load_classifier(model, Reading(logits, image_size))
     for each in graph.notices:
         notice(each)
     return to_proto(differentiated(graph, lowering))

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from .graph.errors import GraphError
 from .graph.expression import Builder
-from .model import ForwardGraph
+from .loading import ForwardGraph
 
 
 def prepend_input_space(graph: ForwardGraph, mean: Sequence[float], std: Sequence[float]) -> ir.Value:

@@ -13,10 +13,15 @@ from sad_runtime.prediction import kind_of_probabilities
 
 from .graph.expression import Array
 from .graph.session import cpu_session
-from .model import load_classifier
+from .loading import FileForm, Reading, load_classifier
 from .verify import REPORT, VerificationError
 
-INPUT_TYPES = {"tensor(float16)": np.float16, "tensor(float)": np.float32, "tensor(double)": np.float64}
+INPUT_TYPES = {
+    "tensor(float16)": np.float16,
+    "tensor(float)": np.float32,
+    "tensor(double)": np.float64,
+    "tensor(uint8)": np.uint8,
+}
 """onnxruntime's names of what an image may be."""
 
 # Steps h, relative to ‖x‖: the large ones cross kinks, the small ones drown in float32's rounding. Where that
@@ -25,42 +30,54 @@ INPUT_TYPES = {"tensor(float16)": np.float16, "tensor(float)": np.float32, "tens
 _RELATIVE_STEPS = (1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5, 3e-6)
 
 
-def reference(forward: Path, x: Array, *, logits: str | None, has_tail: bool) -> Callable[[Array], Array]:
-    """The forward graph's logits as a function of (N, C, H, W) images, in its own input space.
+_AGREES, _HALF_AGREES = 1e-3, 2e-2
+"""Largest difference of what a file gives from what was read from it, as a part of the largest output."""
 
-    Where it ends in probabilities, the logits are those of the graph as it was read, whose probabilities are
-    compared with the file's own.
+
+def reference(forward: Path, x: Array, *, logits: str | None, form: FileForm) -> Callable[[Array], Array]:
+    """The forward graph's logits as a function of (N, C, H, W) images.
+
+    Where the file ends in probabilities, takes bytes or computes in half precision, the logits are those of
+    the graph as it was read, whose outputs are compared with the file's own.
 
     Args:
         forward: The file.
         x: Images to compare them on.
         logits: As given to :func:`sad_export.two_pass`.
-        has_tail: Whether the file gives probabilities.
+        form: How the file's own input and output differ from those of the graph as it was read.
 
     Raises:
-        VerificationError: The file gives other probabilities than what was read from it.
+        VerificationError: The file gives something else than the graph that was read from it.
     """
     plain = cpu_session(forward)
     stated = [value.name for value in plain.get_outputs()]
-    if has_tail:
-        whole = cpu_session(load_classifier(forward, logits=logits, keep_output=True).model)
-        taken, probabilities = (value.name for value in whole.get_outputs())
-        if not np.allclose(run_rows(plain, probabilities, x), run_rows(whole, probabilities, x), rtol=1e-3):
-            raise VerificationError(
-                f"{forward} gives other probabilities than the graph read from it", hint=REPORT
-            )
-        return lambda x: run_rows(whole, taken, x)
     name = logits or stated[0]
-    session = plain if name in stated else cpu_session(_with_output(forward, name))
-    return lambda x: run_rows(session, name, x)
+    file = plain if name in stated else cpu_session(_with_output(forward, name))
+    if not form.has_other_numbers:
+        return lambda x: run_rows(file, name, form.input_of(x))
+    height, width = x.shape[2:]
+    reading = Reading(logits, (height, width), in_float32=form.half, keep_output=True)
+    read = cpu_session(load_classifier(forward, reading).model)
+    taken, *probabilities = (value.name for value in read.get_outputs())
+    x = form.taken_exactly(x)
+    theirs = run_rows(file, name, form.input_of(x))
+    ours = run_rows(read, probabilities[0] if probabilities else taken, x)
+    scale = max(float(np.abs(theirs).max()), 1e-30)
+    if not np.abs(ours - theirs).max() <= (_HALF_AGREES if form.half else _AGREES) * scale:
+        raise VerificationError(f"{forward} gives something else than the graph read from it", hint=REPORT)
+    return lambda x: run_rows(read, taken, x)
 
 
 def run_rows(session: onnxruntime.InferenceSession, output: str, x: Array) -> Array:
-    """One output for (N, C, H, W) images, one image at a time, or as many as a static batch says."""
+    """One output, (N, K), for a batch of images, one image at a time, or as many as a static batch says."""
     (image,) = session.get_inputs()
     batch = image.shape[0] if isinstance(image.shape[0], int) else 1
-    parts = [x[i : i + batch].astype(INPUT_TYPES[image.type]) for i in range(0, len(x), batch)]
-    return np.concatenate([session.run([output], {image.name: part})[0] for part in parts])
+    # The last ones are repeated until they fill a static batch.
+    padded = np.concatenate([x, np.repeat(x[-1:], -len(x) % batch, axis=0)])
+    parts = [padded[i : i + batch].astype(INPUT_TYPES[image.type]) for i in range(0, len(padded), batch)]
+    rows = [session.run([output], {image.name: part})[0].reshape(batch, -1) for part in parts]
+    found: Array = np.concatenate(rows)[: len(x)]
+    return found
 
 
 def _with_output(forward: Path, name: str) -> ir.Model:

@@ -28,8 +28,8 @@ from .graph.values import static
 from .graph.write import collects_graph_cycles, label_and_check, to_proto
 from .input_gradient import append_saliency, rename
 from .input_space import prepend_input_space
+from .loading import ForwardGraph, Reading, load_classifier, warn
 from .lowering import Lowering, lowering_for
-from .model import ForwardGraph, load_classifier, warn
 from .parts import Part, mark
 from .precision.variant import FP32, Variant
 
@@ -81,6 +81,7 @@ def two_pass(
     target: str = "portable",
     variant: Variant = FP32,
     logits: str | None = None,
+    image_size: tuple[int, int] | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     notice: Callable[[str], None] = warn,
@@ -97,6 +98,7 @@ def two_pass(
         variant: The precision that the graph is going to be lowered to, which decides some forms; the graph
             itself is in float32.
         logits: Name of the logits where the graph has several outputs.
+        image_size: Height and width, for a graph that leaves them open.
         mean: Of the network's input, per channel; see :class:`Defence`.
         std: Likewise.
         notice: Called with a line for everything that is taken otherwise than the graph has it, for example
@@ -117,7 +119,7 @@ def two_pass(
         precision=variant.precision,
         saliency=variant.saliency,
     )
-    forward = load_classifier(model, logits=logits, least_opset=variant.least_opset)
+    forward = load_classifier(model, Reading(logits, image_size, variant.least_opset))
     for each in forward.notices:
         notice(each)
     return to_proto(defended(forward, defence, lowering))

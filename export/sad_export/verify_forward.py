@@ -19,6 +19,7 @@ from sad_runtime.defended import normalized
 
 from .graph.expression import Array
 from .graph.session import cpu_session
+from .loading import FileForm
 from .reference import reference, refuse_probabilities, slope_error
 from .tolerances import ZERO_SALIENCIES
 from .two_pass import Defence
@@ -55,7 +56,7 @@ def verify_forward(
     defence: Defence,
     *,
     logits: str | None = None,
-    has_tail: bool = False,
+    form: FileForm = FileForm(),  # noqa: B008 -- frozen
 ) -> ForwardVerification:
     """Check a two-pass graph against its forward graph.
 
@@ -65,7 +66,7 @@ def verify_forward(
         images: (N, C, H, W) float32 for the two-pass graph's input.
         defence: What was put around the forward graph; a clip is not looked at.
         logits: Name of the forward graph's logits, where it has several outputs.
-        has_tail: Whether the file gives probabilities.
+        form: How the file's own input and output differ from the two-pass graph's.
 
     Raises:
         VerificationError: Some figure is outside its tolerance, or every saliency is zero.
@@ -76,7 +77,7 @@ def verify_forward(
     x = images.astype(np.float64)
     if defence.mean is not None and defence.std is not None:
         x = (x - np.reshape(defence.mean, (-1, 1, 1))) / np.reshape(defence.std, (-1, 1, 1))
-    phi = reference(forward, x[:4], logits=logits, has_tail=has_tail)
+    phi = reference(forward, x[:4], logits=logits, form=form)
     scaling = Normalization(defence.normalization)
     mixed = x + defence.eta * np.stack([normalized(each, scaling) for each in saliency])
     zero = count_zero(saliency)

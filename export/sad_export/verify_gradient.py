@@ -17,6 +17,7 @@ import onnx_ir as ir
 
 from .graph.expression import Array
 from .graph.session import cpu_session
+from .loading import FileForm
 from .reference import INPUT_TYPES, reference, refuse_probabilities, slope_error
 from .trial_images import smooth_noise
 from .verify import REPORT, VerificationError, relative_l2
@@ -25,20 +26,26 @@ from .verify_forward import LOGITS_TOLERANCE, SLOPE_TOLERANCE
 _HALF_LOGITS_TOLERANCE = 1e-2
 
 
-def verify_gradient(graph: Path, forward: Path, *, logits: str | None = None, has_tail: bool = False) -> None:
+def verify_gradient(
+    graph: Path,
+    forward: Path,
+    *,
+    logits: str | None = None,
+    form: FileForm = FileForm(),  # noqa: B008 -- frozen
+) -> None:
     """Check a gradient graph, on noise.
 
     Args:
         graph: The file to check.
         forward: The one it was made from.
         logits: Name of the forward graph's logits, where it has several outputs.
-        has_tail: Whether the file gives probabilities.
+        form: How the file's own input and output differ from the graph's.
 
     Raises:
         VerificationError: It does not run, or contradicts the forward graph.
     """
     x, first, gradient = _run(graph, forward)
-    phi = reference(forward, x, logits=logits, has_tail=has_tail)
+    phi = reference(forward, x, logits=logits, form=form)
     refuse_probabilities(first, forward)
     half = x.dtype == np.float16
     problems = []

@@ -12,8 +12,8 @@ from sad_runtime.files import Destination, written_whole
 
 from .graph.write import save_graph
 from .input_gradient import differentiated
+from .loading import Reading, load_classifier, warn
 from .lowering import lowering_for
-from .model import load_classifier, warn
 from .verify_gradient import verify_gradient
 
 
@@ -35,6 +35,7 @@ def write_gradient(
     out: str | os.PathLike[str],
     *,
     logits: str | None = None,
+    image_size: tuple[int, int] | None = None,
     conv_gradient: str = "auto",
     target: str = "portable",
     notice: Callable[[str], None] = warn,
@@ -45,6 +46,7 @@ def write_gradient(
         forward: The forward graph's file.
         out: Where the graph goes.
         logits: Name of the logits where the graph has several outputs.
+        image_size: Height and width, for a graph that leaves them open.
         conv_gradient: How the gradient of convolutions is written: ``auto``, ``convtranspose`` or ``conv``.
         target: ``portable``, or ``cpu`` for the fastest form in onnxruntime on the CPU.
         notice: Called with a line for everything of the graph that is taken otherwise than it stands.
@@ -56,12 +58,12 @@ def write_gradient(
         choose(Target, target, "target"), choose(ConvGradient, conv_gradient, "convolution gradient")
     )
     Destination.of(out).check()
-    classifier = load_classifier(Path(forward), logits=logits)
+    classifier = load_classifier(Path(forward), Reading(logits, image_size))
     for each in classifier.notices:
         notice(each)
     graph = differentiated(classifier, lowering)
     with written_whole(out, regular=False) as draft:
         save_graph(graph, draft)
-        verify_gradient(draft, Path(forward), logits=logits, has_tail=classifier.has_tail)
+        verify_gradient(draft, Path(forward), logits=logits, form=classifier.form)
         size = draft.stat().st_size
     return GradientExport(Path(out), size)

@@ -16,17 +16,19 @@ from .options import (
     AsJson,
     ConvGradientChoice,
     ForwardArgument,
-    Logits,
+    ReadingOptions,
     TargetChoice,
     check_forward,
+    expanded,
     refuse_same_file,
 )
 
 
+@expanded
 def gradient(
     forward: ForwardArgument,
     *,
-    logits: Logits = None,
+    reading: ReadingOptions,
     target: TargetChoice = Target.PORTABLE,
     conv_gradient: ConvGradientChoice = ConvGradient.AUTO,
     out: Annotated[
@@ -53,7 +55,13 @@ def gradient(
     Destination.of(out)
     refuse_same_file(forward, out)
     made = write_gradient(
-        forward, out, logits=logits, conv_gradient=conv_gradient, target=target, notice=print_note
+        forward,
+        out,
+        logits=reading.logits,
+        image_size=reading.size(),
+        conv_gradient=conv_gradient,
+        target=target,
+        notice=print_note,
     )
     if as_json:
         print_json({"graph": str(made.graph), "bytes": made.bytes})

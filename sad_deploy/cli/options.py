@@ -29,15 +29,6 @@ BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A calibr
 ForwardArgument = Annotated[
     Path, typer.Argument(metavar="FORWARD.onnx", help="A classifier: images → logits, or probabilities.")
 ]
-Logits = Annotated[
-    str | None,
-    typer.Option(
-        metavar="NAME",
-        help="The output that holds the logits, where there are several.",
-        show_default=False,
-        rich_help_panel=GRAPH,
-    ),
-]
 TargetChoice = Annotated[
     Target,
     typer.Option(
@@ -58,6 +49,46 @@ ConvGradientChoice = Annotated[
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print the result as JSON, for programs.", rich_help_panel=RESULT)
 ]
+
+
+@dataclasses.dataclass(frozen=True)
+class ReadingOptions:
+    """How a classifier that is a bare graph is read, where the file leaves it open."""
+
+    logits: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="The output that holds the logits, where there are several.",
+            show_default=False,
+            rich_help_panel=GRAPH,
+        ),
+    ] = None
+    image_size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|H,W",
+            help="Side, or height and width, of images, where the graph takes any.",
+            show_default=False,
+            rich_help_panel=GRAPH,
+        ),
+    ] = None
+
+    def size(self) -> tuple[int, int] | None:
+        """Height and width.
+
+        Raises:
+            UserError: Not one or two positive numbers.
+        """
+        if self.image_size is None:
+            return None
+        parts = self.image_size.split(",")
+        if len(parts) > 2 or not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+            raise UserError(
+                f"--image-size takes a side or height,width in pixels, got {self.image_size!r}",
+                hint="for example --image-size 224, or 224,320",
+            )
+        return int(parts[0]), int(parts[-1])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from sad_deploy.cli import app, main
 from sad_export import GraphOptions
 from sad_export.graph.write import save_graph
-from sad_export.model import load_classifier
+from sad_export.loading import load_classifier
 from sad_export.precision import lower
 from sad_export.two_pass import Defence, defended
 from sad_runtime.errors import UserError
@@ -87,13 +87,23 @@ def test_an_engine_of_an_earlier_graph_is_pointed_out(
     assert "d.rtx.plan is of an earlier graph" in told
 
 
-def test_a_fixed_batch_is_refused(tmp_path: Path) -> None:
+def test_a_fixed_batch_is_made_dynamic(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     graph = forward_onnx(small_cnn())
     for value in (graph.graph.input[0], graph.graph.output[0]):
         value.type.tensor_type.shape.dim[0].dim_value = 2
     onnx.save(graph, str(tmp_path / "f.onnx"))
-    with pytest.raises(UserError, match="its batch is fixed to 2"):
-        run_command("defend", str(tmp_path / "f.onnx"), "--eta", "0.1")
+    run_command("defend", str(tmp_path / "f.onnx"), "--eta", "0.1")
+    made = onnx.load(str(tmp_path / "f.sad.onnx")).graph
+    assert [v.type.tensor_type.shape.dim[0].dim_param for v in (*made.input, *made.output)] == ["N"] * 4
+
+
+@pytest.mark.parametrize(
+    ("size", "message"), [("0", "takes a side or"), ("a", "takes a side"), ("1,2,3", "takes")]
+)
+def test_an_image_size_that_is_none_is_refused(size: str, message: str, forward: Path) -> None:
+    for command in (["defend", "--eta", "0.1"], ["gradient"]):
+        with pytest.raises(UserError, match=message):
+            run_command(command[0], str(forward), "--image-size", size, *command[1:])
 
 
 TRT = ("{forward}", "--eta", "0.1", "--trt", "--flavor", "rtx")
@@ -248,7 +258,7 @@ def test_a_bare_graph_in_lower_precision_is_compared_with_its_float32_form(
     ]
 
 
-def test_a_classifier_in_half_precision_is_refused(
+def test_a_classifier_in_half_precision_is_defended_in_float32(
     forward: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """The first pass of a graph in fp16, cut out."""
@@ -258,7 +268,7 @@ def test_a_classifier_in_half_precision_is_refused(
     save_graph(lower(graph, half.variant).graph, lowered)
     source = tmp_path / "half.onnx"
     onnx.utils.extract_model(str(lowered), str(source), ["image"], ["plain_logits"])
-    for precision in ("fp32", "fp16"):
-        with pytest.raises(UserError, match="half precision already"):
-            run_command("defend", str(source), "--eta", "0.05", "--precision", precision)
-    assert [path.name for path in tmp_path.iterdir()] == ["half.onnx"]
+    for precision, name in (("fp32", "half.sad.onnx"), ("fp16", "half.sad.fp16.onnx")):
+        run_command("defend", str(source), "--eta", "0.05", "--precision", precision)
+        kinds = {tensor.data_type for tensor in onnx.load(str(tmp_path / name)).graph.initializer}
+        assert (onnx.TensorProto.FLOAT16 in kinds) == (precision == "fp16")

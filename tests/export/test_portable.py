@@ -13,8 +13,8 @@ import pytest
 from onnx.reference import ReferenceEvaluator
 
 from sad_export.gradient import covered, reverse, without_rule
+from sad_export.loading import normalise
 from sad_export.lowering import Portable
-from sad_export.model import normalise
 from sad_export.tensorrt import build_engine
 from tests.support.differentiate import forward_model
 from tests.support.operator_cases import CASES, SHAPE, opsets

@@ -24,8 +24,8 @@ from onnx.reference.ops.op_max_pool import MaxPool as ReferenceMaxPool
 from sad_export.gradient import reverse, without_rule
 from sad_export.gradient.reverse import dependents
 from sad_export.graph.opset import MINIMUM_OPSET
+from sad_export.loading import normalise
 from sad_export.lowering import Portable
-from sad_export.model import normalise
 
 Array = np.ndarray[Any, Any]
 # Its own function bodies and its erf pass through float32.

@@ -18,8 +18,8 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from sad_export.gradient import reverse, without_rule
+from sad_export.loading import normalise
 from sad_export.lowering import Portable, lowering_for
-from sad_export.model import normalise
 from sad_runtime.choices import ConvGradient, Precision, Target
 
 Array = np.ndarray[Any, Any]

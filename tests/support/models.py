@@ -12,7 +12,7 @@ from torch import nn
 from sad_deploy.fold import fold_batchnorm
 from sad_deploy.to_onnx import to_onnx
 from sad_export.job import GraphOptions
-from sad_export.model import load_classifier
+from sad_export.loading import Reading, load_classifier
 from sad_export.two_pass import Defence, defended
 
 
@@ -71,5 +71,5 @@ def forward_onnx(model: nn.Module, shape: tuple[int, int, int] = (3, 16, 16)) ->
 def two_pass_graph(forward: onnx.ModelProto, options: GraphOptions | None = None, **defence: Any) -> ir.Model:
     """The two-pass graph with its parts marked, as it is lowered to other precisions."""
     options = options or GraphOptions()
-    graph = load_classifier(forward, least_opset=options.variant.least_opset)
+    graph = load_classifier(forward, Reading(least_opset=options.variant.least_opset))
     return defended(graph, Defence(**defence), options.lowering)

@@ -12,6 +12,7 @@ that exporters leave behind.
 3. The computed target of a Reshape with one dynamic dimension becomes a constant with −1 for it.
 4. A node of an unknown operator, or one whose inference fails, keeps the shapes that the file states.
 5. Pools whose windows inference counts otherwise than runtimes do are written out (``window_sizes``).
+6. CastLike reads nothing but the type of its second input, and becomes a Cast; EyeLike nothing but a shape.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ class _Walk:
         outputs = set(self.graph.outputs)
         modified = False
         for node in list(self.graph):
-            modified |= self._write_out_windows(node)
+            modified |= self._write_out_windows(node) | self._write_out_cast(node)
             self._infer(node)
             self._evaluate(node)
             for value in node.outputs:
@@ -117,6 +118,17 @@ class _Walk:
         sizes, weight = (self._spatial(node, i) for i in (0, 1))
         kernel = list(node.attributes.get_ints("kernel_shape", weight))
         return bool(sizes and kernel) and write_out_windows(node, sizes, kernel)
+
+    def _write_out_cast(self, node: ir.Node) -> bool:
+        """Case 6."""
+        like = self._of(node.inputs[1]) if node.op_type == "CastLike" and node.inputs[1] is not None else None
+        if like is None or not like.types[0].HasField("tensor_type"):
+            return False
+        node.op_type = "Cast"
+        node.attributes["to"] = ir.AttrInt64("to", like.types[0].tensor_type.elem_type)
+        node.attributes.pop("saturate", None)
+        node.resize_inputs(1)
+        return True
 
     def _spatial(self, node: ir.Node, i: int) -> list[int]:
         """H and W of an input; empty if they are not known."""
@@ -211,7 +223,7 @@ class _Walk:
         inputs = [self._of(value) for value in node.inputs if value is not None]
         if kind is None:
             return
-        if node.op_type in ("Shape", "Size"):
+        if node.op_type in ("Shape", "Size", "EyeLike"):
             source = inputs[0]
             if source is None or any(_dims(t) is None or None in _dims(t) for t in source.types):  # type: ignore[operator]
                 return
@@ -220,8 +232,12 @@ class _Walk:
             end = node.attributes.get_int("end", len(shapes[0]))
             if node.op_type == "Shape":
                 arrays = tuple(shape[start:end] for shape in shapes)
-            else:
+            elif node.op_type == "Size":
                 arrays = tuple(np.array(shape.prod()) for shape in shapes)
+            else:
+                offset = node.attributes.get_int("k", 0)
+                dtype = ir.DataType(kind.types[0].tensor_type.elem_type).numpy()
+                arrays = tuple(np.eye(int(n), int(m), offset, dtype=dtype) for n, m in shapes)
         else:
             known = [k.arrays for k in inputs if k is not None and k.arrays is not None]
             if len(known) < len(inputs) or not _worth_evaluating(kind, known):

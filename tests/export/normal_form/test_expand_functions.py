@@ -7,7 +7,7 @@ import onnx_ir as ir
 import torch
 import torch.nn.functional as F
 
-from sad_export.model import normalise
+from sad_export.loading import normalise
 from tests.support.differentiate import forward_model, gradient_model, node, run
 from tests.support.torch_gradient import assert_equals_autograd
 

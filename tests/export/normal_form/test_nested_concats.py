@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from sad_export.model import normalise
+from sad_export.loading import normalise
 from tests.support.differentiate import forward_model, gradient_model, node
 from tests.support.torch_gradient import assert_equals_autograd
 

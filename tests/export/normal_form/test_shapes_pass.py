@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from sad_export.model import normalise
+from sad_export.loading import normalise
 from tests.support.differentiate import check, forward_model, node
 
 

@@ -17,7 +17,7 @@ from torch import nn
 
 from sad_export import GraphError, GraphOptions, two_pass
 from sad_export.graph.write import save_graph, to_proto
-from sad_export.model import load_classifier
+from sad_export.loading import load_classifier
 from sad_export.precision import PRECISION_KEY, Variant, gradient_scales, lower, lower_to_integers
 from sad_export.precision.int8.grid import Grid, weight_codes
 from sad_export.precision.int8.ranges import measured_ranges

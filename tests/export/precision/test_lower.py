@@ -16,7 +16,7 @@ from torch import nn
 
 from sad_export import GraphError, GraphOptions
 from sad_export.graph.write import to_proto
-from sad_export.model import load_classifier
+from sad_export.loading import load_classifier
 from sad_export.precision import Variant, gradient_scales, lower
 from sad_export.tensorrt import build_engine
 from tests.support.differentiate import cosines, run

@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from sad_export import GraphError, defend, write_gradient
-from sad_export.model import load_classifier
+from sad_export.loading import load_classifier
 
 Array = np.ndarray[Any, Any]
 make = helper.make_node

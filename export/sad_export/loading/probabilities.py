@@ -19,8 +19,8 @@ import dataclasses
 import numpy as np
 import onnx_ir as ir
 
-from .graph.nodes import attribute
-from .graph.values import shape_of
+from ..graph.nodes import attribute
+from ..graph.values import shape_of
 
 _MOVING = frozenset(("Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"))
 _IN_ORDER = frozenset(("Clip", "Dropout", "Exp", "Log"))

@@ -1,0 +1,34 @@
+"""Half precision as float32: a defended graph is compared in float32, and lowered afterwards if asked for."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+_HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+_FLOAT = ir.TensorType(ir.DataType.FLOAT)
+
+
+def widen(graph: ir.Graph) -> bool:
+    """Turn every value in half precision into float32, in place; whether there was one.
+
+    Args:
+        graph: Without control flow; its constants are initializers.
+    """
+    values = [*graph.inputs, *graph.initializers.values(), *(v for node in graph for v in node.outputs)]
+    narrow = [value for value in values if value.dtype in _HALF]
+    for value in narrow:
+        if value.const_value is not None:
+            array = value.const_value.numpy().astype(np.float32)
+            value.const_value = ir.tensor(array, name=value.name)
+        value.type = _FLOAT
+    for node in graph:
+        for name in ("to", "dtype"):
+            if node.attributes.get_int(name, 0) in [int(kind) for kind in _HALF]:
+                node.attributes[name] = ir.AttrInt64(name, int(ir.DataType.FLOAT))
+        filled = node.attributes.get("value")  # of ConstantOfShape
+        if filled is not None and isinstance(filled.value, ir.TensorProtocol) and filled.value.dtype in _HALF:
+            node.attributes["value"] = ir.AttrTensor(
+                "value", ir.tensor(filled.value.numpy().astype(np.float32))
+            )
+    return bool(narrow)

@@ -1,0 +1,66 @@
+"""Logits that are not (N, K), and a choice among several outputs."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+
+from sad_export import GraphError, defend, input_gradient
+from sad_export.loading import Reading, load_classifier
+from tests.support.graphs import Array, classifier, make, run, slope_error
+
+IMAGES = np.random.default_rng(1).random((3, 3, 12, 12), dtype=np.float32)
+Nodes, Constants = list[onnx.NodeProto], dict[str, Array]
+
+
+def convolutional(nodes: Nodes, constants: Constants) -> None:
+    """A classifier that ends in a 1×1 convolution, as SqueezeNet's and DenseNet's files do."""
+    constants["fw"] = constants["fw"].reshape(5, 8, 1, 1)
+    nodes[3:] = [make("Conv", ["g", "fw", "fb"], ["y"], name="head")]
+
+
+def with_softmax(nodes: Nodes, constants: Constants) -> None:
+    convolutional(nodes, constants)
+    nodes[-1].output[0] = "z"
+    nodes.append(make("Softmax", ["z"], ["y"], axis=1, name="softmax"))
+
+
+@pytest.mark.parametrize("change", [convolutional, with_softmax])
+def test_dimensions_of_length_1_are_flattened_away(change: object, tmp_path: object) -> None:
+    model = classifier(change, shape=("N", 5, 1, 1))  # type: ignore[arg-type]
+    with_z = classifier(convolutional)
+    assert load_classifier(model).notices[-1] == "output 'y' has shape (N, 5, 1, 1) and is taken as (N, 5)"
+    with pytest.warns(UserWarning):
+        logits, gradient = run(input_gradient(model), IMAGES)
+
+    def phi(x: Array) -> Array:
+        return run(with_z, x)[0].reshape(len(x), -1)
+
+    np.testing.assert_allclose(logits, phi(IMAGES), rtol=1e-4, atol=1e-5)
+    assert slope_error(phi, IMAGES, gradient) < 0.02
+
+
+def test_a_convolutional_classifier_is_defended(tmp_path: object) -> None:
+    onnx.save(classifier(convolutional), f"{tmp_path}/forward.onnx")
+    made = defend(f"{tmp_path}/forward.onnx", f"{tmp_path}/sad.onnx", eta=0.05, notice=lambda line: None)
+    assert run(made.graph, IMAGES)[0].shape == (3, 5)
+
+
+def test_a_map_of_logits_is_refused() -> None:
+    def a_map(nodes: Nodes, constants: Constants) -> None:
+        convolutional(nodes, constants)
+        nodes[-1].input[0] = "r"
+
+    with pytest.raises(GraphError, match=r"output 'y' has shape \(N, 5, 12, 12\), not \(N, K\)"):
+        load_classifier(classifier(a_map))
+
+
+def test_the_one_output_that_looks_like_logits_is_proposed() -> None:
+    model = classifier()
+    model.graph.output.append(onnx.helper.make_tensor_value_info("r", 1, None))
+    with pytest.raises(
+        GraphError, match=r"2 outputs \(y \(N, 5\), r \(N, 8, 12, 12\)\); --logits y takes one"
+    ):
+        load_classifier(model)
+    assert load_classifier(model, Reading("y")).logits.name == "y"
