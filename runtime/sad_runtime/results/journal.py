@@ -6,6 +6,7 @@ One process at a time writes it, by a lock that the system releases however the 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import io
 import os
 from collections.abc import Sequence
@@ -110,10 +111,6 @@ def _open_locked(path: Path) -> io.FileIO:
 
 
 def _lock(file: io.FileIO) -> None:
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return
     try:
         fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
