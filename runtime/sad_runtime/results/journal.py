@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Self
 
 from ..errors import UserError
+from ..files import flush
 from .row import Row
 
 
@@ -68,7 +69,11 @@ class Journal:
         self._file.truncate(size)
 
     def replace(self, whole: Path) -> None:
-        """Put another file into the journal's place, whole or not at all, and go on at its end."""
+        """Put another file into the journal's place, whole or not at all, and go on at its end.
+
+        Raises:
+            OSError: It cannot be put on the disk.
+        """
         file = _open_locked(whole)  # locked before it gets the name, so that nobody comes between
         try:
             os.fsync(file.fileno())
@@ -78,6 +83,7 @@ class Journal:
             raise
         self._file.close()
         self._file = file
+        flush(self.path.parent)  # else the name could still lead to the old file after a power failure
 
     def close(self) -> None:
         """Close the file and release the lock. May be called twice."""
