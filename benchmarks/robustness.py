@@ -27,8 +27,7 @@ from sad_deploy.attacks import perturb
 from sad_deploy.calibrated import load_calibrated
 from sad_deploy.classifier import SADClassifier, add_saliency, standardized
 from sad_deploy.data.digits import digits_splits
-from sad_deploy.digits_default import digits_state_dict
-from sad_deploy.models.digits import DigitsResNet
+from sad_deploy.models.digits import DigitsResNet, digits_state_dict
 from sad_deploy.saliency import saliency
 
 STEPS, RESTARTS = 100, 5
@@ -71,7 +70,7 @@ def main() -> None:
     model, manifest = load_calibrated(arguments.bundle)
     space, defence = manifest.input_space, manifest.defence
     natural = DigitsResNet(num_classes=10).eval()
-    natural.load_state_dict(digits_state_dict()[0])
+    natural.load_state_dict(digits_state_dict())
     defended = SADClassifier(
         model,
         eta=defence.eta,

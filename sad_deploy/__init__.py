@@ -1,4 +1,4 @@
-"""SAD in PyTorch: saliency, attacks, calibration, folding, models, data; and the command line.
+"""SAD in PyTorch: saliency, attacks, calibration, folding, models, data; a bundle's speed; the command line.
 
 May import everything; torch only where it is needed, so that the command line starts without it.
 """

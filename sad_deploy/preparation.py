@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,7 +23,6 @@ from .data.digits import CLASSES as DIGITS_CLASSES
 from .data.digits import PREPROCESSING as DIGITS_PREPROCESSING
 from .data.folder import FolderSource
 from .data.image_set import check_enough
-from .digits_default import digits_state_dict
 from .models import build_model, cifar, digits
 from .models.pretrained import Pretrained, find_pretrained, weight_names
 from .models.sources import (
@@ -37,7 +35,6 @@ from .models.sources import (
     training_only_prefixes,
 )
 from .probabilities import refuse_probabilities, trial_images
-from .progress import Report
 from .recipe import Recipe
 from .saliency import logits_of
 
@@ -77,7 +74,7 @@ class Preparation:
     notes: tuple[str, ...] = ()
 
 
-def prepare(recipe: Recipe, report: Report) -> Preparation:
+def prepare(recipe: Recipe) -> Preparation:
     """Find the data, build the network, load its weights and try it on one batch of zeros.
 
     Raises:
@@ -107,7 +104,7 @@ def prepare(recipe: Recipe, report: Report) -> Preparation:
             "classes",
             hint=_SAME,
         )
-    weights, state = _weights(recipe, pretrained, file, state, report)
+    weights, state = _weights(recipe, pretrained, file, state)
     notes = data.left_out
     if checkpoint is not None:
         notes += checkpoint.notes(recipe.weights or "")
@@ -150,16 +147,14 @@ def _weights(
     pretrained: Pretrained | None,
     file: Path | None,
     state: dict[str, Tensor] | None,
-    report: Report,
 ) -> tuple[Mapping[str, str], dict[str, Tensor] | None]:
-    """Where the weights came from, and the weights; downloading or training is the long part."""
+    """Where the weights came from, and the weights; downloading is the long part."""
     if file is not None:
         return {"file": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}, state
     if pretrained is not None:
         return {"torchvision": pretrained.name}, pretrained.state_dict()
     if recipe.model == DIGITS:
-        told = functools.partial(report, "training the default network")
-        return {"embedded": "trained on scikit-learn's digits"}, digits_state_dict(epoch=told)[0]
+        return {"embedded": "trained on scikit-learn's digits"}, digits.digits_state_dict()
     return {"factory": recipe.model}, None
 
 

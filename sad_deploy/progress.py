@@ -9,7 +9,3 @@ Report = Callable[[str, int, int], None]
 
 Decoded = Callable[[int, int], None]
 """Called with (images decoded, images to decode)."""
-
-
-def silent(stage: str, done: int, total: int) -> None:
-    """A :data:`Report` that says nothing."""

@@ -87,6 +87,7 @@ def test_the_wheel_holds_three_typed_packages_and_nothing_else(wheel: Path) -> N
     tops = {name.partition("/")[0] for name in names if ".dist-info/" not in name}
     assert tops == {"sad_deploy", "sad_export", "sad_runtime"}
     assert {f"{top}/py.typed" for top in tops} <= set(names)
+    assert "sad_deploy/models/digits.safetensors" in names
 
 
 def test_infer_runs_without_torch_and_onnx(clean: Path, job: Path) -> None:

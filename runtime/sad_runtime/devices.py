@@ -10,9 +10,9 @@ import ctypes
 import dataclasses
 import os
 import platform
-import sys
 from pathlib import Path
 
+_DRIVER = "libcuda.so.1"
 _COMPUTE_CAPABILITY_MAJOR = 75  # CUdevice_attribute
 _COMPUTE_CAPABILITY_MINOR = 76
 _ERROR_NO_DEVICE = 100  # CUresult
@@ -53,11 +53,10 @@ class CudaDevices:
 
 def cuda_devices() -> CudaDevices:
     """Ask the NVIDIA driver for its GPUs. Never raises for a missing driver or GPU; no context is created."""
-    library = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
     try:
-        driver = ctypes.CDLL(library)
+        driver = ctypes.CDLL(_DRIVER)
     except OSError:
-        return CudaDevices((), f"no NVIDIA driver ({library} was not found)")
+        return CudaDevices((), f"no NVIDIA driver ({_DRIVER} was not found)")
     try:
         _check(driver, driver.cuInit(0))
         count = ctypes.c_int()

@@ -43,7 +43,7 @@ def calibrate(
     from sad_deploy.preparation import prepare
 
     with interruptible(f"{out} was not touched"), progress_bars() as report:
-        preparation = prepare(recipe, report)
+        preparation = prepare(recipe)
         print_input(recipe, preparation)
         outcome = run(recipe, preparation, report)
     print_outcome(recipe, outcome, figures=not as_json)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -17,10 +17,11 @@ from .console import (
     EXIT_SOME_IMAGES_FAILED,
     print_error,
     print_hint,
+    print_json,
     print_status,
     print_warning,
 )
-from .infer_options import BundleFolder, Out, RunChoices, SourceArgument
+from .infer_options import BundleFolder, Out, RunChoices, SourceArgument, SummaryAsJson
 from .options import DEFAULT_BUNDLE, expanded
 from .running import drawn_progress, resume_command, say_backend
 
@@ -33,7 +34,12 @@ _HISTOGRAM_CLASSES = 10
 
 @expanded
 def infer(
-    source: SourceArgument, *, bundle: BundleFolder = DEFAULT_BUNDLE, out: Out = None, choices: RunChoices
+    source: SourceArgument,
+    *,
+    bundle: BundleFolder = DEFAULT_BUNDLE,
+    out: Out = None,
+    choices: RunChoices,
+    as_json: SummaryAsJson = False,
 ) -> None:
     """Classify images with the defence, one row each. A bad image is an error row and exit code 3."""
     options = choices.options()
@@ -41,6 +47,8 @@ def infer(
     from sad_runtime.run import JournaledRun
 
     out = out or f"predictions.{options.table or ResultFormat.JSONL}"
+    if as_json and out == STDOUT:
+        raise UserError("--json and --out - both write to standard output", hint="give --out a file's name")
     try:
         run = JournaledRun(
             source,
@@ -59,8 +67,11 @@ def infer(
             for _ in batches:
                 pass
         summary = run.finish()
+    written = {"results": out, "overlays": options.saliency, "report": options.report}
+    if as_json:
+        print_json(_as_json(summary) | {what: where and str(where) for what, where in written.items()})
     _print(summary)
-    for what, where in (("results", out), ("overlays", options.saliency), ("report", options.report)):
+    for what, where in written.items():
         if where and where != STDOUT:
             print_status(f"{what}: {where}")
     if summary.failures or summary.skipped_failures:
@@ -103,6 +114,21 @@ def _print(summary: Summary) -> None:
         print_warning(f"{failed} had failed before; --retry-errors tries again")
     if summary.left_out:
         print_status(describe_left_out(summary.left_out))
+
+
+def _as_json(summary: Summary) -> dict[str, Any]:
+    return {
+        "images": summary.done,
+        "seconds": summary.seconds,
+        "classes": [
+            {"label": label, "class": name, "images": n} for (label, name), n in summary.classes.most_common()
+        ],
+        "failures": dict(summary.failures.most_common()),
+        "failure_examples": summary.examples,
+        "skipped": summary.skipped,
+        "skipped_failures": summary.skipped_failures,
+        "left_out": dict(summary.left_out.most_common()),
+    }
 
 
 def _by_name(classes: Counter[tuple[int, str]]) -> list[tuple[str, int]]:

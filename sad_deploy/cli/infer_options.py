@@ -11,10 +11,11 @@ import typer
 from sad_runtime.choices import BackendChoice
 from sad_runtime.result_format import ResultFormat
 
+from .options import RESULT
+
 if TYPE_CHECKING:
     from sad_runtime.run import RunOptions
 
-_RESULTS = "Results"
 _PICTURES = "Pictures"
 _EARLIER = "Earlier runs"
 _RUNNING = "Running"
@@ -34,8 +35,12 @@ Out = Annotated[
         metavar="FILE",
         help="What to write; - for standard output.",
         show_default="predictions.jsonl",
-        rich_help_panel=_RESULTS,
+        rich_help_panel=RESULT,
     ),
+]
+SummaryAsJson = Annotated[
+    bool,
+    typer.Option("--json", help="Print the run's counts as JSON, for programs.", rich_help_panel=RESULT),
 ]
 
 
@@ -49,22 +54,22 @@ class RunChoices:
             "--format",
             help="Its format.",
             show_default="by its extension, else jsonl",
-            rich_help_panel=_RESULTS,
+            rich_help_panel=RESULT,
         ),
     ] = None
     top_k: Annotated[
         int,
-        typer.Option(min=1, metavar="N", help="Classes listed for every image.", rich_help_panel=_RESULTS),
+        typer.Option(min=1, metavar="N", help="Classes listed for every image.", rich_help_panel=RESULT),
     ] = 5
     logits: Annotated[
-        bool, typer.Option("--logits", help="Also write all logits.", rich_help_panel=_RESULTS)
+        bool, typer.Option("--logits", help="Also write all logits.", rich_help_panel=RESULT)
     ] = False
     saliency_stats: Annotated[
         bool,
         typer.Option(
             "--saliency-stats",
             help="Also write the saliency's mean |S|, L2 norm and largest |S|.",
-            rich_help_panel=_RESULTS,
+            rich_help_panel=RESULT,
         ),
     ] = False
     saliency: Annotated[

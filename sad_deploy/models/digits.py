@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import safetensors.torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -10,6 +13,11 @@ MEAN = (0.3056,)
 
 STD = (0.3193,)
 """Standard deviation of the same."""
+
+
+def digits_state_dict() -> dict[str, Tensor]:
+    """Trained weights of :class:`DigitsResNet`, which ``examples/train_digits.py`` made."""
+    return safetensors.torch.load_file(Path(__file__).with_name("digits.safetensors"))
 
 
 class DigitsResNet(nn.Module):

@@ -65,6 +65,15 @@ def test_all_that_runs_here_is_measured_by_default(
     assert sorted(path.name for path in here.iterdir()) == ["benchmark.json", "images", "sad-model"]
 
 
+def test_json_on_stdout_is_what_the_file_holds(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "images", "--json", *QUICK) == 0
+    written = capfd.readouterr()
+    assert json.loads(written.out) == figures()
+    assert "figures: benchmark.json" in written.err
+
+
 def test_sources_are_those_of_infer(
     here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

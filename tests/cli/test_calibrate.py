@@ -19,14 +19,8 @@ from sad_runtime.bundle import Bundle
 QUICK = ["--batches", "2", "--attack", "fgsm"]
 
 
-@pytest.fixture(scope="session")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
-
-
 @pytest.fixture(autouse=True)
-def work_folder(tmp_path, cache, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+def work_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -86,6 +86,44 @@ def test_dash_writes_rows_and_nothing_else_to_stdout(
     assert not Path("predictions.jsonl").exists()
 
 
+def test_json_prints_the_runs_counts_and_leaves_the_rows_as_they_are(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    Path("images/empty.png").touch()
+    Path("images/notes.txt").touch()
+    assert run(monkeypatch, "images", "--out", "plain.jsonl") == 3
+    capfd.readouterr()
+    assert run(monkeypatch, "images", "--json", "--report", "page.html") == 3
+    assert rows() == rows("plain.jsonl")
+    found = json.loads(capfd.readouterr().out)
+    classes = Counter((row["label"], row["class"]) for row in rows() if "error" not in row)
+    assert {(entry["label"], entry["class"]): entry["images"] for entry in found["classes"]} == classes
+    assert found["seconds"] > 0
+    assert {name: value for name, value in found.items() if name not in ("classes", "seconds")} == {
+        "results": "predictions.jsonl",
+        "overlays": None,
+        "report": "page.html",
+        "images": 7,
+        "failures": {"empty": 1},
+        "failure_examples": {"empty": "images/empty.png: the file is empty"},
+        "skipped": None,
+        "skipped_failures": 0,
+        "left_out": {".txt": 1},
+    }
+    assert run(monkeypatch, "images", "--json", "--resume") == 3
+    again = json.loads(capfd.readouterr().out)
+    assert (again["images"], again["skipped"], again["skipped_failures"]) == (0, 7, 1)
+
+
+def test_json_does_not_go_where_the_rows_go(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "images", "--json", "--out", "-") == 2
+    written = capfd.readouterr()
+    assert written.out == ""
+    assert "error: --json and --out - both write to standard output" in written.err
+
+
 def test_bad_images_are_rows_and_exit_code_3(
     here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

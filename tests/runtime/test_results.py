@@ -206,6 +206,33 @@ def test_rows_are_on_the_disk_before_the_end(tmp_path: Path) -> None:
     assert RunRecord.read(out.with_name("out.jsonl.run.json")) == RECORD
 
 
+def test_rows_and_the_journals_name_are_synced_before_the_rows_count(
+    tmp_path: Path, synced: list[tuple[int, int]]
+) -> None:
+    with open_output(str(tmp_path / "out.jsonl")) as output:
+        output.begin(RECORD)
+        assert tmp_path.stat().st_ino in [inode for inode, _ in synced]
+        assert output.kept_in is not None
+        for i, batch in enumerate(([row("a"), row("b")], [row("c")], [failed("d")])):
+            output.write(batch)
+            journal = output.kept_in.stat()
+            assert synced[-1] == (journal.st_ino, journal.st_size)
+            assert output.count == (2, 3, 4)[i]
+
+
+def test_a_table_is_synced_before_the_journal_goes(tmp_path: Path, synced: list[tuple[int, int]]) -> None:
+    out = tmp_path / "out.csv"
+    with open_output(str(out)) as output:
+        output.begin(RECORD)
+        output.write([row("a")])
+        synced.clear()
+        output.publish(COLUMNS)
+    assert synced == [
+        (out.stat().st_ino, out.stat().st_size),
+        (tmp_path.stat().st_ino, tmp_path.stat().st_size),
+    ]
+
+
 def earlier_result(out: Path) -> Path:
     out.write_text("older\n")
     RECORD.write(out.with_name(out.name + ".run.json"))

@@ -322,6 +322,32 @@ def test_a_finished_result_grows_by_other_sources_with_a_note(tmp_path: Path) ->
         ]
 
 
+RENAMED = (0, 0)
+
+
+def test_a_journal_in_anothers_place_is_synced_before_it_gets_the_name_and_the_name_after(
+    tmp_path: Path, synced: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows are appended to it next: without its name, the folder would still lead to the old one."""
+    replace = Path.replace
+    monkeypatch.setattr(Path, "replace", lambda self, to: synced.append(RENAMED) or replace(self, to))
+    out, journal = tmp_path / "out.jsonl", tmp_path / "out.jsonl.partial"
+
+    def state() -> list[tuple[int, int]]:
+        return [(journal.stat().st_ino, journal.stat().st_size), RENAMED, (folder.st_ino, folder.st_size)]
+
+    finish(out, row("a"), row("b"))
+    folder = tmp_path.stat()
+    with open_output(str(out), resume=True) as output:
+        output.begin(RECORD)  # a copy of the finished rows takes the journal's place
+        assert synced[-3:] == state()
+        assert output.finished is not None
+        output.write([row(item.name, size=11) for item in output.finished.remaining([image("a", None)])])
+        output.complete()  # so does one without the row that was replaced
+        assert paths(journal) == ["b", "a"]
+        assert synced[-3:] == state()
+
+
 def test_a_new_run_cut_short_leaves_the_finished_one_with_its_own_record(tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     finish(out, row("a"))

@@ -53,6 +53,21 @@ def test_a_run_is_one_row_per_image_and_counts_them(
     assert names(tmp_path) == ["out.jsonl", "out.jsonl.run.json"]
 
 
+def test_every_row_is_on_the_disk_when_a_caller_is_told_of_it(
+    bundle_folder: Path, photos: Path, tmp_path: Path, synced: list[tuple[int, int]]
+) -> None:
+    out = tmp_path / "out.jsonl"
+    batches = 0
+    with JournaledRun(photos, bundle_folder, out, RunOptions(batch_size=4)) as journaled:
+        for _ in journaled:
+            batches += 1
+            assert journaled.kept_in is not None
+            journal = journaled.kept_in.stat()
+            assert (journal.st_ino, journal.st_size) in synced
+            assert len(paths(journaled.kept_in)) == journaled.summary.done == 4 * batches
+    assert batches == COUNT // 4
+
+
 def interrupted(photos: Path, bundle: Path, out: Path, options: RunOptions) -> int:
     """Rows that a run writes which ends in its second batch."""
     written = 0

@@ -38,7 +38,6 @@ from sad_runtime.sources import (
     read_file,
 )
 from sad_runtime.sources.names import sorted_names
-from sad_runtime.sources.seen import SeenNames
 
 
 @pytest.fixture
@@ -307,11 +306,20 @@ def test_a_folder_of_many_files_is_walked_in_little_memory(tmp_path: Path) -> No
     assert iterating < 80 * 10_000
 
 
+def test_a_list_of_many_long_paths_is_remembered_in_little_memory(tmp_path: Path) -> None:
+    deep = f"{'a' * 200}/{'b' * 200}"
+    (tmp_path / "list").write_text("".join(f"{deep}/{i:06}.jpg\n" for i in range(10_000)))
+    with open_sources([f"@{tmp_path}/list"]) as opened:
+        tracemalloc.start()
+        assert sum(1 for _ in opened) == 10_000
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peak < 200 * 10_000
+
+
 @given(st.lists(st.binary(min_size=1, max_size=6).filter(lambda name: b"\0" not in name), max_size=60))
-def test_packed_names_are_sorted_by_their_bytes(raw: list[bytes]) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sad_runtime.sources.names._RUN", 7)  # several runs without a million names
-        found = list(sorted_names(map(os.fsdecode, raw)))
+def test_names_are_sorted_by_their_bytes(raw: list[bytes]) -> None:
+    found = list(sorted_names(map(os.fsdecode, raw)))
     assert list(map(os.fsencode, found)) == sorted(raw)
 
 
@@ -972,26 +980,3 @@ def test_mutations_of_archives_are_items_or_a_user_error(
             assert "\n" not in error.message
         else:
             assert all(name == str(path) or name.startswith(f"{path}/") for name in found)
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.lists(st.text(max_size=3), max_size=200))
-def test_seen_names_are_a_set(texts: list[str]) -> None:
-    seen: set[str] = set()
-    names_seen = SeenNames()
-    for text in (text.encode(errors="ignore").decode() for text in texts):
-        assert (text in names_seen) == (text in seen)
-        assert names_seen.add(text) == (text not in seen)
-        seen.add(text)
-    assert all(text in names_seen for text in seen)
-
-
-def test_seen_names_cost_at_most_48_bytes_each_while_they_grow() -> None:
-    tracemalloc.start()
-    seen = SeenNames()
-    for i in range(10_000):
-        seen.add(f"/photos/{i:08}.jpg")
-    kept, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert kept < 48 * 10_000
-    assert peak < 96 * 10_000

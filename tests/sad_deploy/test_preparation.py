@@ -8,7 +8,6 @@ from PIL import Image
 
 from sad_deploy.models import build_model, cifar, digits
 from sad_deploy.preparation import prepare
-from sad_deploy.progress import silent
 from sad_deploy.recipe import Options, resolve
 from sad_runtime.errors import UserError
 from sad_runtime.manifest import Color
@@ -41,14 +40,14 @@ def folder(tmp_path, monkeypatch):
 
 
 def ready(**options):
-    return prepare(resolve(Options(**{"device": "cpu", "batch_size": 2} | options)), silent)
+    return prepare(resolve(Options(**{"device": "cpu", "batch_size": 2} | options)))
 
 
-def test_the_embedded_default(cached_default, default_weights):
+def test_the_embedded_default():
     found = ready()
     assert found.classes == tuple("0123456789") and found.source.name == "digits"
     assert found.preprocessing.shape == (1, 16, 16) and found.input_space.mean == digits.MEAN
-    assert torch.equal(found.model.state_dict()["fc.weight"], default_weights["fc.weight"])
+    assert torch.equal(found.model.state_dict()["fc.weight"], digits.digits_state_dict()["fc.weight"])
     assert not found.model.training
 
 
@@ -114,7 +113,7 @@ def test_published_weights_bring_classes_and_preprocessing(folder, monkeypatch):
         ({"data": "flat", "batch_size": 4}, "6 calibration images are fewer than two batches of 4"),
     ],
 )
-def test_what_cannot_be_used_is_refused(cached_default, options, message):
+def test_what_cannot_be_used_is_refused(options, message):
     with pytest.raises(UserError, match=message):
         ready(**options)
 
@@ -129,7 +128,7 @@ def test_a_wrong_class_count_in_the_weights_is_said_plainly(folder):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_a_gpu_that_is_not_there_is_refused():
     with pytest.raises(UserError, match="no usable GPU"):
-        prepare(resolve(Options(device="cuda")), silent)
+        prepare(resolve(Options(device="cuda")))
 
 
 def test_an_unknown_device_is_refused():

@@ -254,7 +254,7 @@ class _Log:
 
     def reason(self) -> str:
         """The cause in one line: the missing library if one is named."""
-        if match := re.search(r"(lib[\w.+-]+\.so[\w.]*|\w+\.dll): cannot open shared object file", self.text):
+        if match := re.search(r"(lib[\w.+-]+\.so[\w.]*): cannot open shared object file", self.text):
             return f"{match[1]} was not found"
         errors = re.findall(r"\[[EW]:onnxruntime[^\]]*\] (.+)", self.text)
         return _one_line(errors[0] if errors else self.text) or "onnxruntime gave no reason"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import os
 import threading
@@ -179,14 +180,9 @@ def recover_previous(root: Path) -> None:
 def folder_lock(folder: Path) -> Iterator[None]:
     """Hold the one lock under which names in a folder are swapped, against other processes.
 
-    Advisory and without a lock file: ``flock`` on the folder itself. Where a system or file system has none,
+    Advisory and without a lock file: ``flock`` on the folder itself. Where a file system has none,
     nothing is held.
     """
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError:  # absent, or not ours to read

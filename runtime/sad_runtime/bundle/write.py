@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import fcntl
 import json
 import os
 import secrets
@@ -244,10 +245,6 @@ def _disk_problem(error: Exception, folder: Path) -> str | None:
 
 def _remove_leftovers(root: Path) -> None:
     """Remove hidden folders of writers that died; those of live writers hold a lock."""
-    try:
-        import fcntl
-    except ImportError:  # Windows: leave them
-        return
     leftovers = [path for path in root.parent.iterdir() if path.name.startswith(_temporary_prefix(root))]
     for leftover in leftovers:
         with contextlib.suppress(OSError):

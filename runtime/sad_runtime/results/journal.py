@@ -6,6 +6,7 @@ One process at a time writes it, by a lock that the system releases however the 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import io
 import os
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from types import TracebackType
 from typing import Self
 
 from ..errors import UserError
+from ..files import flush
 from .row import Row
 
 
@@ -67,7 +69,11 @@ class Journal:
         self._file.truncate(size)
 
     def replace(self, whole: Path) -> None:
-        """Put another file into the journal's place, whole or not at all, and go on at its end."""
+        """Put another file into the journal's place, whole or not at all, and go on at its end.
+
+        Raises:
+            OSError: It cannot be put on the disk.
+        """
         file = _open_locked(whole)  # locked before it gets the name, so that nobody comes between
         try:
             os.fsync(file.fileno())
@@ -77,6 +83,7 @@ class Journal:
             raise
         self._file.close()
         self._file = file
+        flush(self.path.parent)  # else the name could still lead to the old file after a power failure
 
     def close(self) -> None:
         """Close the file and release the lock. May be called twice."""
@@ -110,10 +117,6 @@ def _open_locked(path: Path) -> io.FileIO:
 
 
 def _lock(file: io.FileIO) -> None:
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return
     try:
         fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -28,8 +28,7 @@ from ..errors import ErrorCode, ImageError
 from ..images import MAX_FILE_BYTES
 from .items import FailedItem, MemberItem, Stamp, too_large, unreadable
 from .left_out import LeftOut
-from .names import has_image_ending
-from .seen import SeenNames
+from .names import has_image_ending, name_digest
 
 ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 """Names by which an archive is known, in lower case; what it is, its first bytes say."""
@@ -192,7 +191,7 @@ class _Names:
     def __init__(self, archive: str, left_out: LeftOut) -> None:
         self._archive = archive
         self._left_out = left_out
-        self._seen = SeenNames()
+        self._seen: set[bytes] = set()
 
     def of(self, member: str) -> str | None:
         """The item's name; ``None`` for a hidden member, and for one to leave out, which is counted."""
@@ -205,9 +204,10 @@ class _Names:
         path = "/".join(parts)
         stem, _, ending = path.rpartition(".")
         name, again = path, 1
-        while not self._seen.add(name):
+        while (digest := name_digest(name)) in self._seen:
             again += 1
             name = f"{stem} ({again}).{ending}"
+        self._seen.add(digest)
         return f"{self._archive}/{name}"
 
 

@@ -123,7 +123,7 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
     """
     try:
         # Not blocking: opening a pipe that nobody writes to would wait for ever.
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except OSError as error:
         raise unreadable(error) from None
     except ValueError:  # a null character in the name

@@ -1,20 +1,14 @@
-"""Which file names are images', and sorting many names in little memory.
-
-A folder may hold a million files, and an order that does not depend on the file system needs them sorted.
-Packed into sorted runs, they cost little more than their length.
-"""
+"""Which file names are images', the order of names, and what is kept of a name to know it again."""
 
 from __future__ import annotations
 
-import heapq
+import hashlib
 import os
 from collections.abc import Iterable, Iterator
 
 from ..images import EXTENSIONS
 
 _ENDINGS = tuple(sorted(EXTENSIONS))
-_RUN = 1 << 12
-"""Names that are sorted at a time, as separate objects."""
 
 
 def has_image_ending(name: str) -> bool:
@@ -28,29 +22,10 @@ def sorted_names(names: Iterable[str]) -> Iterator[str]:
     Args:
         names: File names or paths; all are read before the first is returned.
     """
-    runs: list[bytes] = []
-    run: list[bytes] = []
-    for name in names:
-        run.append(os.fsencode(name))
-        if len(run) == _RUN:
-            runs.append(_packed(run))
-            run = []
-    if not runs:
-        run.sort()
-        return map(os.fsdecode, run)
-    runs.append(_packed(run))
-    del run
-    return map(os.fsdecode, heapq.merge(*map(_unpacked, runs)))
+    # Not sorted(key=os.fsencode), which holds every name twice.
+    return map(os.fsdecode, sorted(map(os.fsencode, names)))
 
 
-def _packed(run: list[bytes]) -> bytes:
-    run.sort()
-    return b"\0".join([*run, b""])  # no file name holds a null
-
-
-def _unpacked(run: bytes) -> Iterator[bytes]:
-    start = 0
-    while start < len(run):
-        end = run.index(b"\0", start)
-        yield run[start:end]
-        start = end + 1
+def name_digest(name: str) -> bytes:
+    """128 bits that stand for a name in a set, however long a stranger's archive makes it."""
+    return hashlib.blake2b(os.fsencode(name), digest_size=16).digest()

@@ -89,7 +89,7 @@ class Sources:
 
     Iterating gives every image once, in an order that depends on names alone: sources as given, folders in
     the order of the bytes of their paths, tar archives as they lie, zip archives by name, lists as written.
-    It may be done again, but for standard input. Folders are remembered, files are not, except for 16 bytes
+    It may be done again, but for standard input. Folders are remembered, files are not, except for a digest
     of each that is named by itself and the names in the folder that is being read.
 
     Items read themselves, in any thread, while the context is open.

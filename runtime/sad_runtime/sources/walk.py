@@ -17,8 +17,7 @@ from ..errors import ImageError
 from .archives import Archive, TarMember, is_archive_name
 from .items import FailedItem, FileItem, Item, unreadable
 from .left_out import LeftOut
-from .names import has_image_ending, sorted_names
-from .seen import SeenNames
+from .names import has_image_ending, name_digest, sorted_names
 
 _PARENTS_KEPT = 4096
 
@@ -50,7 +49,7 @@ class Walk:
         self._sort = sort
         self.left_out = LeftOut()
         self._folders: set[str] = set()
-        self._files = SeenNames()
+        self._files: set[bytes] = set()
         self._real_parent = functools.lru_cache(_PARENTS_KEPT)(os.path.realpath)
 
     def pattern(self, pattern: str) -> Iterator[Item | TarMember]:
@@ -112,11 +111,11 @@ class Walk:
             for entry in self._sort(self._scan(name, here, real, linked)):
                 if entry.endswith("/"):
                     yield here + entry[:-1], real_here + entry[:-1]
-                elif f"{real}/{entry}" not in self._files and not self._is_excluded_file(real_here, entry):
+                elif not self._was_named(f"{real}/{entry}") and not self._is_excluded_file(real_here, entry):
                     yield FileItem(here + entry)
         except OSError as error:
             self._folders.discard(real)  # it covers nothing
-            if self._files.add(real_here):
+            if self._remember(real_here):
                 code = unreadable(error).code
                 yield FailedItem(name, code, f"the folder cannot be read: {error.strerror}")
 
@@ -139,7 +138,7 @@ class Walk:
     def _leave_out(self, real: str, own: str) -> None:
         path = f"{real}/{own}"
         is_result = path in self._excluded or path.startswith(self._beside_excluded)
-        if not is_result and path not in self._files:
+        if not is_result and not self._was_named(path):
             self.left_out.add(own)
 
     def _file(self, name: str) -> Iterator[Item]:
@@ -168,10 +167,20 @@ class Walk:
             return False
         if self._is_excluded(real) or self._is_excluded_file(os.path.join(real, ""), own):  # noqa: PTH118
             return False
-        new = self._files.add(f"{real}/{own}")
+        new = self._remember(f"{real}/{own}")
         if new and covered:
             self.left_out.take_back(own)
         return new
+
+    def _was_named(self, path: str) -> bool:
+        # Most runs name no file by itself, and a digest takes time.
+        return bool(self._files) and name_digest(path) in self._files
+
+    def _remember(self, path: str) -> bool:
+        """Keep a path's digest; returns whether it is new."""
+        before = len(self._files)
+        self._files.add(name_digest(path))
+        return len(self._files) > before
 
     def _is_excluded_file(self, real_here: str, own: str) -> bool:
         # The name first: a link may lead to an excluded file, but asking about each is too slow.

@@ -156,3 +156,8 @@ class Benchmark:
     def to_json(self) -> str:
         """All of it as JSON."""
         return json.dumps(dataclasses.asdict(self), indent=2, allow_nan=False) + "\n"
+
+
+def three_digits(value: float) -> str:
+    """A figure with three digits, and all before the point."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"

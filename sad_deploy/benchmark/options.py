@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from ..choices import BackendChoice
-from ..errors import UserError
+from sad_runtime.choices import BackendChoice
+from sad_runtime.errors import UserError
 
 DEFAULT_BATCH_SIZES = (1, 8, 32)
 """Measured where none is asked for, as far as the engine takes them."""

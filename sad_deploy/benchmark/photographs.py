@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..sources import FileItem
+from sad_runtime.sources import FileItem
 
 SIZE = (500, 375)
 """Width and height: the usual size of ImageNet's."""

@@ -6,8 +6,8 @@ import importlib.metadata
 import platform
 from typing import Any
 
-from ..devices import available_cores, cuda_devices, processor_name
-from ..version import __version__
+from sad_runtime.devices import available_cores, cuda_devices, processor_name
+from sad_runtime.version import __version__
 
 # Of distributions that are there in several builds, only one is installed.
 _DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu", "numpy", "pillow", "tensorrt-rtx", "tensorrt")

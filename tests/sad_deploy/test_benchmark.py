@@ -21,11 +21,19 @@ import onnx
 import pytest
 from PIL import Image
 
-from sad_runtime.benchmark import DEFAULT_BATCH_SIZES, Benchmark, Options, benchmark
-from sad_runtime.benchmark.photographs import make_photographs
-from sad_runtime.benchmark.plan import batch_sizes
-from sad_runtime.benchmark.plot import check_plot, draw
-from sad_runtime.benchmark.timing import Timing, take_turns
+from sad_deploy.benchmark import (
+    DEFAULT_BATCH_SIZES,
+    Benchmark,
+    EndToEnd,
+    ModelPass,
+    Options,
+    Run,
+    benchmark,
+)
+from sad_deploy.benchmark.photographs import make_photographs
+from sad_deploy.benchmark.plan import batch_sizes
+from sad_deploy.benchmark.plot import check_plot, draw, headline
+from sad_deploy.benchmark.timing import Timing, take_turns
 from sad_runtime.bundle import write_bundle
 from sad_runtime.choices import BackendChoice
 from sad_runtime.devices import cuda_devices
@@ -35,6 +43,11 @@ from tests.support.tiny_bundle import linear_model, manifest_of, two_pass_graph,
 
 NO_GPU = pytest.mark.skipif(cuda_devices().count > 0, reason="what is said where there is no GPU")
 SHORT = Options(seconds=0, batch_sizes=(1, 3), backends=(BackendChoice.CPU,), workers=2)
+
+
+@pytest.fixture
+def bundle_folder(tmp_path: Path) -> Path:
+    return write_tiny_bundle(tmp_path / "sad-model", linear_model())
 
 
 @pytest.fixture
@@ -333,7 +346,7 @@ def test_made_up_photographs_are_jpegs_of_the_size_that_is_said_and_always_the_s
 def test_measuring_needs_neither_torch_nor_onnx_nor_matplotlib(bundle_folder: Path) -> None:
     code = """
 import json, sys
-from sad_runtime.benchmark import Options, benchmark
+from sad_deploy.benchmark import Options, benchmark
 benchmark(sys.argv[1], options=Options(seconds=0, batch_sizes=(1,), images=1))
 print(json.dumps(sorted(sys.modules)))
 """
@@ -342,7 +355,7 @@ print(json.dumps(sorted(sys.modules)))
     )
     loaded = set(json.loads(run.stdout))
     assert "onnxruntime" in loaded
-    assert not {"torch", "onnx", "onnx_ir", "matplotlib", "sad_export", "sad_deploy"} & loaded
+    assert not {"torch", "onnx", "onnx_ir", "matplotlib", "sad_export"} & loaded
 
 
 @pytest.fixture
@@ -357,7 +370,7 @@ def test_the_plot_names_its_axes_with_units_and_all_its_bars(measured: Benchmark
         assert image.size == (1200, 700)
     svg = draw(measured, Path("plot.SVG")).decode()
     for text in (
-        "images per second (logarithmic)",
+        "milliseconds an image",
         "batch size (images)",
         "single pass",
         "two passes",
@@ -376,6 +389,76 @@ def test_an_engine_has_no_bar_for_the_single_pass(measured: Benchmark) -> None:
     assert "<!-- rtx, fp32" in svg
     assert "<!-- two passes" in svg
     assert "<!-- single pass" not in svg
+
+
+def run_of(backend: str, precision: str, batch_size: int, single: float | None, two: float) -> Run:
+    """Passes of so many milliseconds a batch."""
+
+    def model_pass(ms: float) -> ModelPass:
+        return ModelPass(
+            latency_ms_median=ms,
+            latency_ms_p95=ms,
+            images_per_second=1000 * batch_size / ms,
+            cpu_ms_per_image=ms / batch_size,
+            rounds=3,
+        )
+
+    return Run(
+        backend=backend,
+        precision=precision,
+        batch_size=batch_size,
+        single_pass=None if single is None else model_pass(single),
+        two_passes=model_pass(two),
+        latency_ratio=None if single is None else two / single,
+        cpu_ratio=None if single is None else two / single,
+        end_to_end=EndToEnd(
+            images_per_second=900 * batch_size / two,
+            cpu_ms_per_image=two / batch_size,
+            cpu_ratio_to_decode_plus_model=1.0,
+            images_per_round=8,
+            rounds=3,
+        ),
+    )
+
+
+FP32 = [run_of("cpu", "fp32", 1, 10, 30), run_of("cpu", "fp32", 8, 50, 180)]
+INT8 = [run_of("cpu", "int8", 1, 4, 15), run_of("cpu", "int8", 8, 20, 60)]
+
+
+def test_the_headline_says_the_cost_with_the_largest_batch_and_that_of_other_precisions() -> None:
+    text, relative_to = headline(FP32 + INT8) or ("", "")
+    assert text == "two passes cost 3.6 ×; int8 would cost 1.2 ×"
+    assert relative_to == "the time of one fp32 pass (cpu, batch 8)"
+
+
+def test_the_headline_speaks_of_what_was_measured_only() -> None:
+    assert (headline(FP32) or ("",))[0] == "two passes cost 3.6 ×"
+    assert (headline([*FP32, INT8[0], run_of("cuda", "fp16", 8, 1, 2)]) or ("",))[
+        0
+    ] == "two passes cost 3.6 ×"
+    assert headline([run_of("rtx", "fp16", 8, None, 3)]) is None
+
+
+@pytest.mark.usefixtures("_needs_matplotlib")
+def test_the_plot_is_titled_with_its_headline_and_starts_at_zero(
+    measured: Benchmark, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from matplotlib.figure import Figure
+
+    figures: list[Figure] = []
+    savefig = Figure.savefig
+    monkeypatch.setattr(
+        Figure, "savefig", lambda self, *a, **k: figures.append(self) or savefig(self, *a, **k)
+    )
+    slow_decoding = dataclasses.replace(measured.decode, images_per_second=10)
+    draw(dataclasses.replace(measured, runs=(*FP32, *INT8)), Path("plot.png"))
+    draw(dataclasses.replace(measured, runs=(*FP32, *INT8), decode=slow_decoding), Path("plot.png"))
+    for figure, longest in zip(figures, (10 / 9 * 30, 100), strict=True):
+        assert figure.get_suptitle().startswith("two passes cost 3.6 ×; int8 would cost 1.2 ×\n")
+        left, right = figure.axes
+        assert left.get_yscale() == "linear"
+        assert left.get_ylim() == right.get_ylim()
+        assert left.get_ylim()[0] == 0 and left.get_ylim()[1] > longest
 
 
 @pytest.mark.parametrize("name", ["plot", "plot.jpg", ".png"])

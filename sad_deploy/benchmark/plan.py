@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 
-from ..backends import Backend
-from ..bundle import Bundle
-from ..choices import BackendChoice
-from ..classifier import Classifier
-from ..errors import BackendError, BundleError, MissingExtraError, UserError
+from sad_runtime.backends import Backend
+from sad_runtime.bundle import Bundle
+from sad_runtime.choices import BackendChoice
+from sad_runtime.classifier import Classifier
+from sad_runtime.errors import BackendError, BundleError, MissingExtraError, UserError
+
 from .figures import NotMeasured
 from .options import DEFAULT_BATCH_SIZES, Options
 
