@@ -72,10 +72,10 @@ class ChannelAffine(nn.Module):
         self.register_buffer("scale", scale)
         self.register_buffer("shift", shift)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply the affine to (N, C, ...)."""
-        shape = (1, -1) + (1,) * (x.dim() - 2)
-        return x * self.scale.reshape(shape) + self.shift.reshape(shape)
+    def forward(self, input: Tensor) -> Tensor:
+        """Apply the affine to (N, C, ...), which is named as BatchNorm names it, for calls by keyword."""
+        shape = (1, -1) + (1,) * (input.dim() - 2)
+        return input * self.scale.reshape(shape) + self.shift.reshape(shape)
 
 
 def fold_batchnorm(model: nn.Module) -> nn.Module:
@@ -185,7 +185,8 @@ def _dataflow(model: nn.Module) -> _Dataflow:
             continue
         weighted = modules[str(before.target)]
         used_once = all(calls[m] == 1 and m not in read_directly and not _hooked(m) for m in (weighted, norm))
-        flat = not isinstance(weighted, nn.Linear) or _is_flat(before.args[0], modules)
+        value = before.args[0] if before.args else None  # None also where it is given by keyword
+        flat = not isinstance(weighted, nn.Linear) or _is_flat(value, modules)
         if used_once and flat and _matches(weighted, norm):
             pairs.append((weighted, norm))
     return _Dataflow(pairs, read_directly)

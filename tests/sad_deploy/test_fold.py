@@ -87,6 +87,7 @@ WIRINGS = {
     "norm used twice": lambda m, x: m.norm(torch.relu(m.norm(m.conv(x)))),
     "norm in front of a padded conv": lambda m, x: m.conv(m.norm(x)),
     "conv weight read elsewhere": lambda m, x: m.norm(m.conv(x)) * m.conv.weight.sum(),
+    "norm called by keyword": lambda m, x: m.norm(input=m.conv(x)),
     "something in between": lambda m, x: m.norm(torch.relu(m.conv(x))),
     "not traceable": lambda m, x: m.norm(m.conv(x)) if float(x.sum()) > 0 else x,
 }
@@ -143,6 +144,58 @@ def test_a_linear_over_tokens_is_not_folded_into_a_norm_over_them():
     model = randomize_batchnorm(nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6)))
     folded = assert_same_function(model, torch.randn(3, 6, 5, generator=torch.Generator().manual_seed(0)))
     assert isinstance(folded[1], ChannelAffine)
+
+
+class Flattened(nn.Module):
+    """Linear and BatchNorm1d behind a flatten of (N, 3, 8, 8)."""
+
+    def __init__(self, flatten, width, features):
+        super().__init__()
+        self.flatten, self.fc, self.norm = flatten, nn.Linear(width, features), nn.BatchNorm1d(features)
+
+    def forward(self, x):
+        return self.norm(self.fc(self.flatten(x)))
+
+
+@pytest.mark.parametrize(
+    "flatten",
+    [
+        nn.Flatten(),
+        lambda x: torch.flatten(x, 1),
+        lambda x: x.flatten(1, -1),
+        lambda x: x.flatten(start_dim=1),
+        lambda x: torch.flatten(x, start_dim=1, end_dim=-1),
+    ],
+)
+def test_a_linear_behind_a_flatten_of_all_but_the_images_is_folded(flatten):
+    model = randomize_batchnorm(Flattened(flatten, 192, 5))
+    assert count(assert_same_function(model, images(4)), nn.Identity) == 1
+
+
+def test_a_linear_called_by_keyword_is_not_folded():
+    class ByKeyword(Flattened):
+        def forward(self, x):
+            return self.norm(self.fc(input=self.flatten(x)))
+
+    model = randomize_batchnorm(ByKeyword(nn.Flatten(), 192, 5))
+    assert isinstance(assert_same_function(model, images(4)).norm, ChannelAffine)
+
+
+# As many features as tokens: a norm over the tokens could be folded, wrongly, without an error.
+@pytest.mark.parametrize(
+    ("flatten", "width", "tokens"),
+    [
+        (nn.Flatten(2), 64, 3),
+        (nn.Flatten(1, 2), 8, 24),
+        (lambda x: torch.flatten(x, 2), 64, 3),
+        (lambda x: torch.flatten(x, -2), 64, 3),
+        (lambda x: x.flatten(1, 2), 8, 24),
+        (lambda x: x.flatten(start_dim=1, end_dim=2), 8, 24),
+    ],
+)
+def test_a_linear_behind_any_other_flatten_is_not_folded(flatten, width, tokens):
+    model = randomize_batchnorm(Flattened(flatten, width, tokens))
+    assert isinstance(assert_same_function(model, images(4)).norm, ChannelAffine)
 
 
 def test_tied_weights_are_folded_only_where_the_norm_follows():
