@@ -13,12 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from sad_runtime.bundle import Bundle, write_bundle
-from sad_runtime.errors import BundleError
-from sad_runtime.manifest import Manifest
+from sad_runtime.errors import BundleError, UserError
+from sad_runtime.manifest import Manifest, ModelSource
 
 from .checkpoints import load_weights, read_state_dict
 from .data.image_set import ImageSet
+from .fold import fold_batchnorm
 from .models import build_model
+from .models.plain import fix_weights, materialise
+from .to_onnx import to_onnx
 
 WEIGHTS = "weights.safetensors"
 SAMPLES = "samples.npz"
@@ -36,9 +39,48 @@ def load_calibrated(bundle: Bundle | Path | str) -> tuple[nn.Module, Manifest]:
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     source = opened.manifest.model
     path = opened.file(WEIGHTS)
-    model = build_model(source.name, source.num_classes)
+    model = rebuilt(source, opened.manifest.preprocessing.shape)
     load_weights(model, read_state_dict(path), source=str(path), num_classes=source.num_classes)
     return model.eval(), opened.manifest
+
+
+def rebuilt(source: ModelSource, shape: tuple[int, int, int]) -> nn.Module:
+    """A bundle's network with its own initial weights, as plain modules, in eval mode on the CPU.
+
+    Args:
+        source: Its name and K.
+        shape: (C, H, W) of its images.
+
+    Raises:
+        UserError: Its factory is gone or changed.
+    """
+    model = build_model(source.name, source.num_classes)
+    materialise(model, shape)
+    fix_weights(model)
+    return model
+
+
+def check_rebuilds(model: nn.Module, source: ModelSource, shape: tuple[int, int, int]) -> None:
+    """Refuse a network that :func:`load_calibrated` could not load or ONNX not hold, before the long work.
+
+    Args:
+        model: As it will be calibrated, on the CPU.
+        source: What a bundle would say of it.
+        shape: (C, H, W) of its images.
+
+    Raises:
+        UserError: Building it once more gives other weights, or ``torch.export`` cannot trace it.
+    """
+    again = rebuilt(source, shape)
+    had, has = ({name: tuple(v.shape) for name, v in _plain_state_dict(m).items()} for m in (model, again))
+    if had != has:
+        other = [*(had.items() - has.items()), *(has.items() - had.items())][0][0]
+        raise UserError(
+            f"{source.name} gives another network each time that it is called, {other} for example: "
+            "its bundle could not be loaded",
+            hint="let it depend on nothing but num_classes",
+        )
+    to_onnx(fold_batchnorm(again), shape)
 
 
 def load_samples(bundle: Bundle) -> ImageSet | None:

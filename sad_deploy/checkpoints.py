@@ -71,9 +71,6 @@ def read_checkpoint(path: Path, *, key: str | None = None) -> Checkpoint:
     averaged weights beside the raw ones: timm ``state_dict_ema``, torchvision ``model_ema``. The raw ones are
     taken unless a key is given.
 
-    The prefixes of ``DataParallel`` (``module.``) and ``torch.compile`` (``_orig_mod.``) are removed if all
-    names have them; those of torch's ``AveragedModel``, with its counter ``n_averaged``.
-
     Args:
         path: ``.safetensors``, or any file ``torch.load(weights_only=True)`` accepts.
         key: Which state dict, by its place (``ema.state_dict``); or what the names of the tensors begin with,
@@ -99,7 +96,7 @@ def read_checkpoint(path: Path, *, key: str | None = None) -> Checkpoint:
     else:
         raise _no_state_dict(path, loaded, found)
     others = tuple(other for other in found if other != key and not other.startswith(f"{key}."))
-    return Checkpoint(_unwrapped(state), key, others)
+    return Checkpoint(state, key, others)
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
@@ -267,9 +264,10 @@ def without_prefix(
     """A network's own weights from among those of what it was a part of while it was trained.
 
     Lightning saves a module that holds the network, its loss and perhaps an averaged copy: the names are
-    ``model.conv1.weight``, ``criterion.weight``. If the names expected are not all there, but are with one
-    prefix in front, what has that prefix is taken: of several one whose shapes fit, then a usual one, then
-    the first in the file.
+    ``model.conv1.weight``, ``criterion.weight``. If the names expected are not all there, the prefixes of
+    ``DataParallel`` (``module.``), ``torch.compile`` (``_orig_mod.``) and torch's ``AveragedModel`` are
+    removed where all names have them. If they are there with another prefix in front, what has that prefix is
+    taken: of several one whose shapes fit, then a usual one, then the first in the file.
 
     Args:
         state: Tensors by name.
@@ -283,6 +281,9 @@ def without_prefix(
     required = [name for name in expected if not name.endswith(_COUNTER)]
     if not required or all(name in state for name in required):
         return dict(state), ()
+    state = _unwrapped(dict(state))
+    if all(name in state for name in required):
+        return state, ()
     first = required[0]
     prefixes = [name.removesuffix(first) for name in state if name.endswith(f".{first}")]
     misfits = {

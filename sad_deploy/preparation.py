@@ -14,6 +14,7 @@ from sad_runtime.errors import UserError
 from sad_runtime.manifest import Color, InputSpace, ModelSource, Preprocessing
 
 from .batchnorm import batchnorm_layers
+from .calibrated import check_rebuilds
 from .checkpoints import Checkpoint, load_weights, read_checkpoint
 from .classifier import standardized
 from .data import DataSource, find_data
@@ -24,6 +25,7 @@ from .data.digits import PREPROCESSING as DIGITS_PREPROCESSING
 from .data.folder import FolderSource
 from .data.image_set import check_enough
 from .models import build_model, cifar, digits
+from .models.plain import fix_weights
 from .models.pretrained import Pretrained, find_pretrained, weight_names
 from .models.sources import (
     DIGITS,
@@ -96,8 +98,8 @@ def prepare(recipe: Recipe) -> Preparation:
     input_space = _input_space(recipe, data, pretrained, preprocessing)
 
     model = build_model(recipe.model, num_classes)
-    batchnorm_layers(model)
     width = _try_out(model, preprocessing)
+    batchnorm_layers(model)
     if classes is not None and width != num_classes:
         raise UserError(
             f"{recipe.model} gives {width} logits, but {recipe.classes or recipe.data} has {num_classes} "
@@ -112,6 +114,9 @@ def prepare(recipe: Recipe) -> Preparation:
         source = recipe.weights or "the embedded default"
         ignored = training_only_prefixes(recipe.model)
         notes += load_weights(model, state, source=source, num_classes=width, ignore=ignored)
+    fix_weights(model)
+    if is_factory(recipe.model):
+        check_rebuilds(model, ModelSource(recipe.model, width), preprocessing.shape)
     refuse_probabilities(
         model, standardized(trial_images(preprocessing.shape), input_space), name=recipe.model
     )

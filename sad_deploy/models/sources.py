@@ -7,6 +7,7 @@ for anybody's own, looked up from the current folder too.
 from __future__ import annotations
 
 import contextlib
+import copy
 import difflib
 import importlib
 import inspect
@@ -24,6 +25,7 @@ from sad_runtime.errors import UserError
 from ..checkpoints import without_prefix
 from . import cifar
 from .digits import DigitsResNet
+from .plain import unwrapped
 
 DIGITS = "digits"
 """Name of the embedded default."""
@@ -74,13 +76,14 @@ def build_model(name: str, num_classes: int) -> nn.Module:
 
     Args:
         name: See the module.
-        num_classes: K; a factory is given it if it takes an argument of that name.
+        num_classes: K; a factory is given it if it takes an argument of that name, or ``**kwargs``.
 
     Returns:
         A network from (N, C, H, W) to logits (N, K).
 
     Raises:
-        UserError: The name is unknown (close ones are listed), or the factory is missing or gives no module.
+        UserError: The name is unknown (close ones are listed), or the factory is missing, needs other
+            arguments or gives no module.
     """
     check_model_name(name)
     if is_factory(name):
@@ -117,7 +120,7 @@ def classes_in(name: str, state: Mapping[str, Tensor]) -> int | None:
 
 
 def takes_num_classes(name: str) -> bool:
-    """Whether a factory has an argument ``num_classes``.
+    """Whether a factory has an argument ``num_classes``, by name or among its ``**kwargs``.
 
     Raises:
         UserError: The factory cannot be found.
@@ -131,14 +134,38 @@ def _from_factory(name: str, num_classes: int) -> nn.Module:
     module_name, _, attribute = name.partition(":")
     with _current_folder_importable():
         factory = _find_factory(name, module_name, attribute)
-        arguments = {"num_classes": num_classes} if _has_num_classes(factory) else {}
-        model = factory(**arguments)
+        if isinstance(factory, nn.Module):  # a network already: nobody else's may change
+            model: object = copy.deepcopy(unwrapped(factory))
+        else:
+            arguments = {"num_classes": num_classes} if _has_num_classes(factory) else {}
+            _check_call(name, factory, arguments)
+            model = factory(**arguments)
     if not isinstance(model, nn.Module):
         raise UserError(
             f"{name} returned a {type(model).__name__}, not a torch.nn.Module",
             hint="return the network itself",
         )
-    return model
+    if isinstance(model, torch.jit.ScriptModule):
+        raise UserError(
+            f"{name} is a TorchScript module, whose layers cannot be calibrated",
+            hint="give the Python module that it was scripted from",
+        )
+    return unwrapped(model)
+
+
+def _check_call(name: str, factory: Callable[..., object], arguments: Mapping[str, object]) -> None:
+    """Refuse a factory that needs arguments which nobody gives it."""
+    try:
+        signature = inspect.signature(factory)
+    except (ValueError, TypeError):  # builtins without a signature
+        return
+    try:
+        signature.bind(**arguments)
+    except TypeError as error:
+        raise UserError(
+            f"{name}{signature} cannot be called with num_classes alone: {error}",
+            hint="write a function of your own that takes num_classes, calls it and returns the network",
+        ) from None
 
 
 def _find_factory(name: str, module_name: str, attribute: str) -> Callable[..., object]:
@@ -170,11 +197,13 @@ def _find_factory(name: str, module_name: str, attribute: str) -> Callable[..., 
 
 
 def _has_num_classes(factory: Callable[..., object]) -> bool:
+    if isinstance(factory, nn.Module):
+        return False
     try:
         parameters = inspect.signature(factory).parameters
     except (ValueError, TypeError):  # builtins without a signature
         return False
-    return "num_classes" in parameters
+    return "num_classes" in parameters or any(each.kind is each.VAR_KEYWORD for each in parameters.values())
 
 
 @contextlib.contextmanager

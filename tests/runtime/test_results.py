@@ -455,9 +455,9 @@ def test_the_ending_says_the_format_unless_it_is_given(tmp_path: Path) -> None:
 
 
 def test_csv_spreads_the_ranking_and_the_logits(tmp_path: Path) -> None:
-    write_table(journal_of(tmp_path, FULL, failed("b")), ResultFormat.CSV, ALL, tmp_path / "t.csv")
+    write_table(journal_of(tmp_path, FULL, failed("b"), row("c")), ResultFormat.CSV, ALL, tmp_path / "t.csv")
     with (tmp_path / "t.csv").open(newline="", encoding="utf-8") as file:
-        full, bad = csv.DictReader(file)
+        full, bad, still = csv.DictReader(file)
     assert full == {
         "path": "a.gif",
         "label": "2",
@@ -485,6 +485,7 @@ def test_csv_spreads_the_ranking_and_the_logits(tmp_path: Path) -> None:
         "logit_2": "1.5",
     }
     assert (bad["path"], bad["error_code"], bad["label"], bad["frames"]) == ("b", "truncated", "", "")
+    assert (still["path"], still["frames"]) == ("c", "1")
 
 
 @pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r"])

@@ -102,6 +102,7 @@ def test_images_with_a_row_are_skipped_whatever_their_names(tmp_path: Path) -> N
     assert finished.count == len(HOSTILE)
     assert missing(finished, *map(image, [*HOSTILE, "another.png"])) == ["another.png"]
     assert (finished.skipped, finished.skipped_failures, finished.replaced) == (len(HOSTILE), 0, 0)
+    assert not finished.superseded
 
 
 @settings(deadline=None)  # a busy machine
@@ -161,7 +162,16 @@ def test_a_torn_last_line_is_no_row(tmp_path: Path, cut: int) -> None:
     assert missing(finished, image("a"), image("b")) == ["b"]
 
 
-@pytest.mark.parametrize("tail", [b"\0" * 5000, b"\0" * 50 + b"\n" + b"\0" * 9, b'{"path": "x"}\n', b"[1]\n"])
+@pytest.mark.parametrize(
+    "tail",
+    [
+        b"\0" * 5000,
+        b"\0" * 50 + b"\n" + b"\0" * 9,
+        b'{"path": "x"}\n',
+        b"[1]\n",
+        b'{"path": "x", "size": 1, "mtime_ns": 2, "label": \0\0\0\0}\n',  # a block between two that arrived
+    ],
+)
 def test_damage_at_the_end_is_no_row(tmp_path: Path, tail: bytes) -> None:
     finished = FinishedRows(journal_of(tmp_path, row("a"), row("b"), tail=tail))
     assert finished.count == 2

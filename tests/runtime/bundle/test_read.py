@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 
 from sad_runtime.bundle import Bundle
 from sad_runtime.errors import BundleError
+from sad_runtime.manifest import Engine
 from tests.support.tiny_bundle import LinearModel, write_tiny_bundle
 
 
@@ -134,6 +136,21 @@ def test_missing_engine_says_how_to_build_it(bundle_folder: Path) -> None:
         Bundle.open(bundle_folder).engine("rtx")
     assert "sad-deploy export" in str(caught.value.hint)
     assert "--trt --flavor rtx" in str(caught.value.hint)
+
+
+def test_the_engine_handed_out_is_of_the_flavor_and_the_precision_asked_for(bundle_folder: Path) -> None:
+    """Also where one of an earlier name comes first."""
+    engines = tuple(
+        Engine(f"{flavor}-{precision}.plan", f"{flavor}-{precision}.json", "model.onnx", flavor, precision)
+        for flavor in ("rtx", "tensorrt")
+        for precision in ("bf16", "fp16", "fp32")
+    )
+    manifest = Bundle.open(bundle_folder).manifest
+    files = manifest.files | {name: "0" * 64 for each in engines for name in (each.file, each.sidecar)}
+    for order in (engines, engines[::-1]):
+        bundle = Bundle(bundle_folder, dataclasses.replace(manifest, engines=order, files=files))
+        for engine in engines:
+            assert bundle.engine(engine.flavor, engine.precision) is engine
 
 
 @pytest.mark.parametrize("word", ["fp8", "", "fp32-fp8", "fp32-fp32"])

@@ -14,8 +14,15 @@ from sad_runtime.errors import UserError
 from sad_runtime.manifest import Interpolation
 
 FACTORIES = """
+import torch
 from torch import nn
 def with_classes(num_classes): return nn.Linear(2, num_classes)
+def with_kwargs(pretrained=False, **kwargs): return nn.Linear(2, kwargs.get("num_classes", 1000))
+def parallel(num_classes): return nn.DataParallel(with_classes(num_classes))
+def compiled(num_classes): return torch.compile(nn.DataParallel(with_classes(num_classes)))
+def needs_name(model_name, **kwargs): return nn.Linear(2, 9)
+def scripted(num_classes): return torch.jit.script(with_classes(num_classes))
+a_network = nn.DataParallel(nn.Linear(2, 9))
 def without_classes(): return nn.Linear(2, 9)
 def wrong(): return "a string"
 class Nets:
@@ -34,7 +41,18 @@ def here(tmp_path, monkeypatch):
         sys.modules.pop(name, None)
 
 
-@pytest.mark.parametrize(("name", "width"), [("with_classes", 4), ("without_classes", 9), ("Nets.nested", 4)])
+@pytest.mark.parametrize(
+    ("name", "width"),
+    [
+        ("with_classes", 4),
+        ("with_kwargs", 4),
+        ("parallel", 4),
+        ("compiled", 4),
+        ("without_classes", 9),
+        ("Nets.nested", 4),
+        ("a_network", 9),
+    ],
+)
 def test_a_factory_of_the_current_folder_is_called(here, name, width):
     before = list(sys.path)
     assert build_model(f"my_networks:{name}", 4).out_features == width
@@ -43,7 +61,16 @@ def test_a_factory_of_the_current_folder_is_called(here, name, width):
 
 def test_whether_a_factory_takes_the_class_count_is_known(here):
     assert takes_num_classes("my_networks:with_classes")
+    assert takes_num_classes("my_networks:with_kwargs")
     assert not takes_num_classes("my_networks:without_classes")
+    assert not takes_num_classes("my_networks:a_network")
+
+
+def test_a_network_that_exists_already_is_copied(here):
+    first, second = (build_model("my_networks:a_network", 9) for _ in range(2))
+    with torch.no_grad():
+        first.weight.zero_()
+    assert second.weight.any()
 
 
 @pytest.mark.parametrize(
@@ -52,6 +79,11 @@ def test_whether_a_factory_takes_the_class_count_is_known(here):
         ("my_networks:with_clases", "close: with_classes"),
         ("my_networks:constant", "not callable"),
         ("my_networks:wrong", "returned a str"),
+        (
+            "my_networks:needs_name",
+            r"needs_name\(model_name, \*\*kwargs\) cannot be called with num_classes alone",
+        ),
+        ("my_networks:scripted", "TorchScript"),
         ("absent_networks:build", "no module 'absent_networks'"),
         ("my_networks.deeper:build", "no module 'my_networks.deeper'"),
         (":build", "not package.module:factory"),
