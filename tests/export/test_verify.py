@@ -14,8 +14,9 @@ from onnx import numpy_helper
 from sad_deploy.classifier import SADClassifier
 from sad_export import two_pass
 from sad_export.graph.session import cpu_session
+from sad_export.tolerances import TOLERANCES
 from sad_export.two_pass import Defence
-from sad_export.verify import VerificationError, verify
+from sad_export.verify import Verification, VerificationError, verify
 from sad_export.verify_forward import verify_forward
 from sad_runtime.choices import Normalization
 from tests.support.models import forward_onnx, small_cnn
@@ -65,6 +66,37 @@ def test_a_zero_saliency_is_refused_though_the_logits_agree(
     graph.graph.node.append(onnx.helper.make_node("Sub", ["real", "real"], ["saliency"]))
     with pytest.raises(VerificationError, match=r"median saliency cosine 0 < .*variation of the saliency"):
         verify(saved(graph, tmp_path), IMAGES, reference)
+
+
+@pytest.mark.parametrize(("zeros", "falls_short"), [(5, False), (6, True), (11, True)])
+def test_a_saliency_that_is_zero_on_most_images_falls_short_though_the_references_is(
+    zeros: int, falls_short: bool
+) -> None:
+    figures = Verification(11, 1.0, 1.0, 0.0, 0.0, 1.0, 1.0, 1.0, zeros)
+    said = [f"the saliency of {zeros} of 11 images is zero"] if falls_short else []
+    assert figures.shortfalls(TOLERANCES["fp32"]) == said
+
+
+def test_a_graph_that_is_right_for_odd_batches_only_is_refused(
+    graph: onnx.ModelProto, reference: dict, tmp_path: Path
+) -> None:
+    for node in graph.graph.node:
+        if node.output[0] == "saliency":
+            node.output[0] = "real"
+    make = onnx.helper.make_node
+    graph.graph.initializer.append(numpy_helper.from_array(np.array([2]), "two"))
+    graph.graph.node.extend(
+        [
+            make("Shape", ["image"], ["batch"], start=0, end=1),
+            make("Mod", ["batch", "two"], ["odd"]),
+            make("Cast", ["odd"], ["factor"], to=onnx.TensorProto.FLOAT),
+            make("Mul", ["real", "factor"], ["saliency"]),
+        ]
+    )
+    path, nine = saved(graph, tmp_path), {name: value[:9] for name, value in reference.items()}
+    verify(path, IMAGES[:9], nine, batch_sizes=(1, 3, 9))
+    with pytest.raises(VerificationError, match="smallest saliency cosine 0 <"):
+        verify(path, IMAGES[:9], nine)
 
 
 def test_a_constant_saliency_is_refused(forward: onnx.ModelProto, reference: dict, tmp_path: Path) -> None:
