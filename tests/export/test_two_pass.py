@@ -112,6 +112,7 @@ def test_a_zero_saliency_stays_zero_under_every_normalization() -> None:
         ({"eta": float("nan")}, "eta must be"),
         ({"eta": -0.1}, "eta must be"),
         ({"eta": 0.1, "mean": (0.5,)}, "come together"),
+        ({"eta": 0.1, "std": (0.5,)}, "come together"),
         ({"eta": 0.1, "mean": (0.5,), "std": (0.5,)}, "need 3 values"),
         ({"eta": 0.1, "mean": MEAN, "std": (0.1, 0.0, 0.1)}, "std positive"),
     ],
