@@ -89,6 +89,15 @@ def test_dropout_is_off_also_where_the_model_was_left_in_training_mode():
     assert changed(state(twins[1]), twins[0]) == set()
 
 
+def test_a_model_left_in_training_mode_is_calibrated_as_in_eval_mode_and_comes_back_in_it():
+    expected = calibrate(small_network(dropout=0.5), batches_of(2), eta=0.5).model
+    training = small_network(dropout=0.5).train()
+    found = calibrate(training, batches_of(2), eta=0.5).model
+    assert changed(state(expected), found) == set()
+    assert not any(module.training for module in found.modules())
+    assert all(module.training for module in training.modules())
+
+
 def test_cumulative_statistics_do_not_depend_on_the_old_ones_but_ema_does():
     twins = []
     for momentum in (None, 0.1):
