@@ -131,6 +131,15 @@ def test_precision_that_was_not_exported_is_named_with_those_that_were(bundle_fo
         Bundle.open(bundle_folder).graph("fp16")
 
 
+def test_the_graph_handed_out_is_of_the_precision_asked_for(bundle_folder: Path) -> None:
+    (graph,) = Bundle.open(bundle_folder).manifest.graphs
+    assert Bundle.open(bundle_folder).graph("fp32") == graph
+    both = (dataclasses.replace(graph, precision="bf16"), graph)
+    for graphs in (both, both[::-1]):
+        manifest = dataclasses.replace(Bundle.open(bundle_folder).manifest, graphs=graphs)
+        assert Bundle(bundle_folder, manifest).graph("fp32") is graph
+
+
 def test_missing_engine_says_how_to_build_it(bundle_folder: Path) -> None:
     with pytest.raises(BundleError) as caught:
         Bundle.open(bundle_folder).engine("rtx")

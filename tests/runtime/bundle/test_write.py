@@ -117,6 +117,17 @@ def test_kept_file_survives_the_old_bundle(bundle_folder: Path, old: dict[str, b
     }
 
 
+def test_draft_has_a_file_only_with_the_contents_asked_for(bundle_folder: Path) -> None:
+    bundle = Bundle.open(bundle_folder)
+    digest = bundle.manifest.files["model.onnx"]
+    with pytest.raises(RuntimeError, match="stop"), write_bundle(bundle_folder) as draft:
+        assert not draft.has("model.onnx", digest)
+        draft.keep(bundle, "model.onnx")
+        assert draft.has("model.onnx", digest)
+        assert not draft.has("model.onnx", "0" * 64)
+        raise RuntimeError("stop")
+
+
 def test_changed_file_is_not_kept(bundle_folder: Path) -> None:
     bundle = Bundle.open(bundle_folder)
     (bundle_folder / "model.onnx").write_bytes(b"changed")
