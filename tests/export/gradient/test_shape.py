@@ -42,6 +42,13 @@ def test_a_slice_of_the_batch_is_refused() -> None:
     assert reason.startswith("Slice: it slices the batch")
 
 
+def test_a_slice_that_ends_before_its_first_position_reads_nothing() -> None:
+    """Clamped at 0, and not, as with a negative step, beyond it."""
+    graph = graph_of([node("Slice", ["x", "s", "e", "a", "t"])], [1, 4], slicing([0], [-9], [1], [1]))
+    ((_, reason),) = without_rule(Portable(opset=20), list(graph), graph.inputs[0], graph.outputs[0])
+    assert reason == "Slice: it reads nothing"
+
+
 @pytest.mark.parametrize(
     "indices",
     [
