@@ -99,6 +99,38 @@ def test_a_graph_that_is_right_for_odd_batches_only_is_refused(
         verify(path, IMAGES[:9], nine)
 
 
+def test_two_zero_saliencies_agree_and_one_beside_another_does_not(
+    graph: onnx.ModelProto, tmp_path: Path
+) -> None:
+    images = IMAGES.copy()
+    images[0] = 0.0
+    defended = SADClassifier(small_cnn(), eta=ETA).defend(torch.from_numpy(images))
+    whole = {name: value.numpy() for name, value in defended._asdict().items()}
+    without = {**whole, "saliency": whole["saliency"] * (images > 0).any((1, 2, 3), keepdims=True)}
+
+    right = saved(graph, tmp_path)
+    verify(right, images, whole)
+    with pytest.raises(VerificationError, match="smallest saliency cosine 0 <"):
+        verify(right, images, without)
+
+    for node in graph.graph.node:
+        for names in (node.input, node.output):
+            names[:] = ["real" if name == "saliency" else name for name in names]
+    make = onnx.helper.make_node
+    graph.graph.initializer.append(numpy_helper.from_array(np.array([1, 2, 3]), "inside"))
+    graph.graph.node.extend(
+        [
+            make("ReduceMax", ["image", "inside"], ["largest"]),
+            make("Sign", ["largest"], ["factor"]),
+            make("Mul", ["real", "factor"], ["saliency"]),
+        ]
+    )
+    zero_on_black = saved(graph, tmp_path)
+    verify(zero_on_black, images, without)
+    with pytest.raises(VerificationError, match="smallest saliency cosine 0 <"):
+        verify(zero_on_black, images, whole)
+
+
 def test_a_constant_saliency_is_refused(forward: onnx.ModelProto, reference: dict, tmp_path: Path) -> None:
     graph = two_pass(forward, eta=ETA)
     for node in graph.graph.node:
