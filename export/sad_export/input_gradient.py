@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from sad_runtime.choices import ConvGradient, Target, choose
 
-from .gradient import covered, reverse, seed_at_maximum, without_rule
+from .gradient import reverse, seed_at_maximum, without_rule
 from .gradient.reverse import dependents
 from .graph.errors import GraphError
 from .graph.write import collects_graph_cycles, label_and_check, to_proto
@@ -117,8 +117,7 @@ def append_saliency(graph: ForwardGraph, at: ir.Value, lowering: Lowering) -> ir
         more = f"; and {len(missing) - _NAMED_AT_MOST} more" if len(missing) > _NAMED_AT_MOST else ""
         raise GraphError(
             f"{len(missing)} nodes cannot be differentiated: {listed}{more}",
-            hint=f"rules exist for {', '.join(covered())}; "
-            "a new one is a function marked @vjp in sad_export/gradient/rules (see CONTRIBUTING.md)",
+            hint="CONTRIBUTING.md shows how to add a rule; sad_export.unsupported_nodes lists all such nodes",
         )
     g = lowering.writer(opset=graph.opset)
     gradient = reverse(g, nodes, seed_at_maximum(g, graph.logits), at)

@@ -106,6 +106,11 @@ def refuse_probabilities(outputs: Array, forward: Path) -> None:
         )
 
 
+def rounds(graph: Path) -> bool:
+    """Whether a graph rounds values to codes, between which there are no slopes to measure."""
+    return any(node.op_type == "QuantizeLinear" for node in ir.load(graph).graph)
+
+
 def slope_error(phi: Callable[[Array], Array], x: Array, saliency: Array, labels: Array) -> float:
     """|measured slope of the largest logit along S / ‖S‖ − 1|, the median over the images.
 

@@ -20,7 +20,7 @@ from sad_runtime.defended import normalized
 from .graph.expression import Array
 from .graph.session import cpu_session
 from .loading import FileForm
-from .reference import reference, refuse_probabilities, slope_error
+from .reference import reference, refuse_probabilities, rounds, slope_error
 from .tolerances import ZERO_SALIENCIES
 from .two_pass import Defence
 from .verify import VerificationError, count_zero, relative_l2
@@ -28,6 +28,11 @@ from .verify import VerificationError, count_zero, relative_l2
 LOGITS_TOLERANCE = 1e-4
 # Central differences cross kinks of a ReLU network; a wrong rule misses by far more.
 SLOPE_TOLERANCE = 0.05
+
+_ROUNDED = (
+    "the file rounds values to codes (QuantizeLinear), between which a slope cannot be measured; give the "
+    "float32 classifier, and --precision int8 quantises it here"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +107,7 @@ def verify_forward(
         problems.append(f"the saliency of {zero} of {len(images)} images is zero, which defends nothing")
     if problems:
         raise VerificationError(
-            f"the two-pass graph contradicts {forward}: {'; '.join(problems)}", hint="nothing was kept"
+            f"the two-pass graph contradicts {forward}: {'; '.join(problems)}",
+            hint=_ROUNDED if rounds(two_pass) else "nothing was kept",
         )
     return figures

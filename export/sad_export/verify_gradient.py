@@ -13,12 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import onnx_ir as ir
 
 from .graph.expression import Array
 from .graph.session import cpu_session
 from .loading import FileForm
-from .reference import INPUT_TYPES, reference, refuse_probabilities, slope_error
+from .reference import INPUT_TYPES, reference, refuse_probabilities, rounds, slope_error
 from .trial_images import smooth_noise
 from .verify import REPORT, VerificationError, relative_l2
 from .verify_forward import LOGITS_TOLERANCE, SLOPE_TOLERANCE
@@ -54,7 +53,7 @@ def verify_gradient(
         problems.append(f"relative L2 error of the logits {error:.3g} > {tolerance:.3g}")
     if not np.isfinite(gradient).all():
         problems.append("the gradient is not finite")
-    elif not half and not _rounds(graph):
+    elif not half and not rounds(graph):
         error = slope_error(phi, x.astype(np.float64), gradient.astype(np.float64), first.argmax(1))
         if not error <= SLOPE_TOLERANCE:
             problems.append(f"error of the slope along the gradient {error:.3g} > {SLOPE_TOLERANCE:.3g}")
@@ -86,7 +85,3 @@ def _must_run(forward: Path) -> Iterator[None]:
         raise VerificationError(
             f"the gradient of {forward} does not run in onnxruntime: {reason}", hint=REPORT
         ) from error
-
-
-def _rounds(graph: Path) -> bool:
-    return any(node.op_type == "QuantizeLinear" for node in ir.load(graph).graph)

@@ -33,6 +33,10 @@ from .read import name_of, read
 _INITIALIZERS_ALONE = 4
 """The version of ONNX's format from which on an initializer need not be an input."""
 
+_SIZE_OPTION = "--image-size H,W"
+_SIZE_HINT = "give the size that the network was trained on; in Python, image_size=(height, width)"
+_HINT = "export a model with one float image input (N, C, H, W) and one output of logits (N, K)"
+
 _OUR_PREFIXES = ("backward/", "mix/", "normalise/", "second/", "unscale/")
 _OUR_SUFFIXES = ("/fp32", "/fp16", "/bf16", "/exact")
 
@@ -131,15 +135,16 @@ def load_classifier(model: onnx.ModelProto | str | Path, reading: Reading = Read
         raise GraphError(
             f"{name_of(model)} has control flow ({', '.join(found)}), which has no gradient rule"
         )
+    of_image = len(problems)  # what follows from these says nothing more
     output = chosen_output(graph, reading.logits, problems)
-    if output is not None:
+    if output is not None and not of_image:
         logits, has_tail = logits_of(
             graph, output, keep_output=reading.keep_output, notices=notices, problems=problems
         )
     if problems or output is None:
         raise GraphError(
             f"{name_of(model)} is not a classifier that can be differentiated: " + "; ".join(problems),
-            hint="export a model with one float image input (N, C, H, W) and one output of logits (N, K)",
+            hint=_SIZE_HINT if len(problems) == 1 and _SIZE_OPTION in problems[0] else _HINT,
         )
     common_passes.TopologicalSortPass()(loaded)
     common_passes.RemoveUnusedNodesPass()(loaded)
@@ -244,7 +249,7 @@ def _problems_of(image: ir.Value) -> list[str]:
         problems.append(f"input {image.name!r} has rank {len(shape)}, not (N, C, H, W)")
     elif any(isinstance(n, str) for n in shape[2:]):
         problems.append(
-            f"input {image.name!r} has dynamic H or W: {text_of(shape)}; --image-size H,W fixes them"
+            f"input {image.name!r} has dynamic H or W, {text_of(shape)}: {_SIZE_OPTION} fixes them"
         )
     elif isinstance(shape[1], str):
         problems.append(f"input {image.name!r} has dynamic C: {text_of(shape)}")

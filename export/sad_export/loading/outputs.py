@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 import onnx_ir as ir
 
-from ..graph.values import Dim, shape_of, text_of
+from ..graph.values import Dim, Unsupported, shape_of, text_of
 from .probabilities import Tail, cut, find_tail, problem_of
 
 
@@ -48,7 +48,11 @@ def logits_of(
         The logits, and whether probabilities were cut off.
     """
     tail = find_tail(output)
-    if tail is not None and (problem := problem_of(tail)) is not None:
+    try:
+        problem = None if tail is None else problem_of(tail)
+    except Unsupported as error:
+        problem = str(error)
+    if problem is not None:
         problems.append(problem)
         return output, True
     reasons = list(_problems_of(output, least=1 if tail is not None else 2))

@@ -224,10 +224,10 @@ class _Walk:
         if kind is None:
             return
         if node.op_type in ("Shape", "Size", "EyeLike"):
-            source = inputs[0]
-            if source is None or any(_dims(t) is None or None in _dims(t) for t in source.types):  # type: ignore[operator]
+            dims = [_dims(kind) for kind in inputs[0].types] if inputs[0] is not None else [None]
+            if any(each is None or not all(isinstance(n, int) for n in each) for each in dims):
                 return
-            shapes = [np.array(_dims(t), dtype=np.int64) for t in source.types]
+            shapes = [np.array(each, dtype=np.int64) for each in dims]
             start = node.attributes.get_int("start", 0)
             end = node.attributes.get_int("end", len(shapes[0]))
             if node.op_type == "Shape":

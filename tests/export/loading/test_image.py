@@ -81,7 +81,7 @@ def test_sixteen_channels_of_three_columns_are_not_channels_last(tmp_path: Path)
 
 def test_height_and_width_are_those_that_are_named(tmp_path: Path) -> None:
     model = classifier(image=("N", 3, "H", "W"))
-    with pytest.raises(GraphError, match="--image-size H,W fixes them"):
+    with pytest.raises(GraphError, match=r"\(N, 3, H, W\): --image-size H,W fixes them"):
         load_classifier(model)
     forward, out, said = written(model, tmp_path, image_size=(12, 10))
     assert said == []

@@ -56,6 +56,41 @@ def test_a_map_of_logits_is_refused() -> None:
         load_classifier(classifier(a_map))
 
 
+def test_an_image_of_any_size_is_the_only_problem_that_is_named() -> None:
+    """What lies behind it has no shape then, and complaining of that would hide the cause."""
+
+    def any_size(nodes: Nodes, constants: Constants) -> None:
+        constants["axes"] = np.array([2, 3])
+        nodes[2:] = [
+            make("ReduceMean", ["r"], ["m"], axes=[2], name="rows"),
+            make("NonZero", ["m"], ["where"], name="where"),
+            make("Cast", ["where"], ["z"], to=1, name="cast"),
+            make("Softmax", ["z"], ["y"], name="softmax"),
+        ]
+
+    with pytest.raises(GraphError) as caught:
+        load_classifier(classifier(any_size, image=("N", 3, "H", "W")))
+    assert caught.value.message.endswith(
+        "differentiated: input 'image' has dynamic H or W, (N, 3, H, W): --image-size H,W fixes them"
+    )
+    assert "the size that the network was trained on" in str(caught.value.hint)
+
+
+def test_probabilities_of_unknown_shape_are_refused_by_name() -> None:
+    def unknown(nodes: Nodes, constants: Constants) -> None:
+        nodes[-1].output[0] = "z"
+        nodes += [
+            make("NonZero", ["z"], ["where"], name="where"),
+            make("Cast", ["where"], ["many"], to=1, name="cast"),
+            make("Compress", ["many", "ones"], ["some"], name="compress"),
+            make("Softmax", ["some"], ["y"], name="softmax"),
+        ]
+        constants["ones"] = np.array([True, True])
+
+    with pytest.raises(GraphError, match="is not a classifier that can be differentiated"):
+        load_classifier(classifier(unknown))
+
+
 def test_the_one_output_that_looks_like_logits_is_proposed() -> None:
     model = classifier()
     model.graph.output.append(onnx.helper.make_tensor_value_info("r", 1, None))
