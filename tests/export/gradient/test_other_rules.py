@@ -100,6 +100,14 @@ def test_gemm(trans_b: int, bias: bool) -> None:
     check([node("Gemm", inputs, transB=trans_b, alpha=0.5, beta=2.0)], (4, 3), constants)
 
 
+@pytest.mark.parametrize("keepdims", [0, 1])
+def test_gemm_with_a_computed_addend(keepdims: int) -> None:
+    """The addend is as large as the output, or a column that broadcasts."""
+    addend = node("ReduceSum", ["x", "axes"], ["c"], keepdims=1) if keepdims else node("Sin", ["x"], ["c"])
+    constants = {"w": RNG.normal(size=(3, 3)), "axes": np.array([1])}
+    check([addend, node("Gemm", ["x", "w", "c"], alpha=0.5, beta=2.0)], (4, 3), constants)
+
+
 @pytest.mark.parametrize("trans_b", [0, 1])
 def test_gemm_on_a_transposed_input(trans_b: int) -> None:
     """transA with a static batch: the gradient is transposed too."""
