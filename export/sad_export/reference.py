@@ -106,22 +106,29 @@ def refuse_probabilities(outputs: Array, forward: Path) -> None:
         )
 
 
+def logit_of(labels: Array) -> Callable[[Array], Array]:
+    """The objective that is the logit of one class an image, (N,)."""
+    return lambda logits: np.asarray(logits[np.arange(len(labels)), labels])
+
+
 def rounds(graph: Path) -> bool:
     """Whether a graph rounds values to codes, between which there are no slopes to measure."""
     return any(node.op_type == "QuantizeLinear" for node in ir.load(graph).graph)
 
 
-def slope_error(phi: Callable[[Array], Array], x: Array, saliency: Array, labels: Array) -> float:
-    """|measured slope of the largest logit along S / ‖S‖ − 1|, the median over the images.
+def slope_error(
+    phi: Callable[[Array], Array], x: Array, saliency: Array, objective: Callable[[Array], Array]
+) -> float:
+    """|measured slope of an objective along its gradient S / ‖S‖ − 1|, the median over the images.
 
-    A saliency of zero says that the logit is flat there, so along a random direction it must not change:
+    A saliency of zero says that the objective is flat there, so along a random direction it must not change:
     its error is 0 or infinite.
 
     Args:
         phi: (N, C, H, W) → logits (N, K).
         x: (N, C, H, W) float64.
         saliency: Likewise.
-        labels: (N,), of the largest logit.
+        objective: Logits (N, K) → what S is the gradient of (N,).
     """
     axes = tuple(range(1, x.ndim))
     norms = np.sqrt((saliency**2).sum(axes, keepdims=True))
@@ -129,11 +136,10 @@ def slope_error(phi: Callable[[Array], Array], x: Array, saliency: Array, labels
     noise /= np.sqrt(np.square(noise).sum(axes, keepdims=True))
     direction = np.where(norms > 0, saliency / np.where(norms > 0, norms, 1.0), noise)
     size = np.sqrt((x**2).sum(axes, keepdims=True))
-    rows = np.arange(len(x))
     slopes = []
     for relative_step in _RELATIVE_STEPS:
         step = relative_step * np.where(size > 0, size, 1.0)
-        rise = phi(x + step * direction)[rows, labels] - phi(x - step * direction)[rows, labels]
+        rise = objective(phi(x + step * direction)) - objective(phi(x - step * direction))
         slopes.append(rise / (2 * step.reshape(-1)))
     norms = norms.reshape(-1)
     errors = np.min(np.abs(np.divide(slopes, np.where(norms > 0, norms, 1.0)) - 1), axis=0)

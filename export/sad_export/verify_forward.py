@@ -20,7 +20,7 @@ from sad_runtime.defended import normalized
 from .graph.expression import Array
 from .graph.session import cpu_session
 from .loading import FileForm
-from .reference import reference, refuse_probabilities, rounds, slope_error
+from .reference import logit_of, reference, refuse_probabilities, rounds, slope_error
 from .tolerances import ZERO_SALIENCIES
 from .two_pass import Defence
 from .verify import VerificationError, count_zero, relative_l2
@@ -90,7 +90,7 @@ def verify_forward(
         images=len(images),
         plain_logits_relative_l2=relative_l2(first, phi(x)),
         logits_relative_l2=relative_l2(second, phi(mixed)),
-        slope_error=slope_error(phi, x, saliency.astype(np.float64), first.argmax(1)),
+        slope_error=slope_error(phi, x, saliency.astype(np.float64), logit_of(first.argmax(1))),
         zero_saliencies=zero,
     )
     refuse_probabilities(first, forward)

@@ -7,9 +7,10 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from sad_runtime.choices import ConvGradient, Target, choose
+from sad_runtime.choices import ConvGradient, Objective, Target, choose
 from sad_runtime.files import Destination, written_whole
 
+from .gradient import Seed
 from .graph.write import save_graph
 from .input_gradient import differentiated
 from .loading import Reading, load_classifier, warn
@@ -34,6 +35,7 @@ def write_gradient(
     forward: str | os.PathLike[str],
     out: str | os.PathLike[str],
     *,
+    of: str | int = Objective.LARGEST,
     logits: str | None = None,
     image_size: tuple[int, int] | None = None,
     conv_gradient: str = "auto",
@@ -45,6 +47,7 @@ def write_gradient(
     Args:
         forward: The forward graph's file.
         out: Where the graph goes.
+        of: What it is the gradient of; see :func:`input_gradient`.
         logits: Name of the logits where the graph has several outputs.
         image_size: Height and width, for a graph that leaves them open.
         conv_gradient: How the gradient of convolutions is written: ``auto``, ``convtranspose`` or ``conv``.
@@ -54,6 +57,7 @@ def write_gradient(
     Raises:
         UserError: The graph or an argument cannot be used, or the check failed; nothing was written.
     """
+    seed = Seed.of(of)
     lowering = lowering_for(
         choose(Target, target, "target"), choose(ConvGradient, conv_gradient, "convolution gradient")
     )
@@ -61,9 +65,9 @@ def write_gradient(
     classifier = load_classifier(Path(forward), Reading(logits, image_size))
     for each in classifier.notices:
         notice(each)
-    graph = differentiated(classifier, lowering)
+    graph = differentiated(classifier, lowering, seed)
     with written_whole(out, regular=False) as draft:
         save_graph(graph, draft)
-        verify_gradient(draft, Path(forward), logits=logits, form=classifier.form)
+        verify_gradient(draft, Path(forward), logits=logits, form=classifier.form, seed=seed)
         size = draft.stat().st_size
     return GradientExport(Path(out), size)

@@ -58,6 +58,21 @@ class Normalization(enum.StrEnum):
     SIGN = "sign"
 
 
+class Objective(enum.StrEnum):
+    """What a gradient graph gives the gradient of, image by image.
+
+    ``largest``: the largest logit. ``class``: the logit of one class, named by its number in its place.
+    ``label``: the logit of the class that a further input names. ``cotangent``: the logits, times a further
+    input of their shape. ``loss``: the cross-entropy of the class that a further input names.
+    """
+
+    LARGEST = "largest"
+    CLASS = "class"
+    LABEL = "label"
+    COTANGENT = "cotangent"
+    LOSS = "loss"
+
+
 class Ranges(enum.StrEnum):
     """How the ranges of int8 are found from values on real images: onnxruntime's calibration methods."""
 

@@ -7,12 +7,13 @@ from typing import Annotated
 
 import typer
 
-from sad_runtime.choices import ConvGradient, Target
+from sad_runtime.choices import ConvGradient, Objective, Target
 from sad_runtime.extras import require
 from sad_runtime.files import Destination
 
 from .console import print_json, print_note, print_status
 from .options import (
+    GRAPH,
     AsJson,
     ConvGradientChoice,
     ForwardArgument,
@@ -23,11 +24,22 @@ from .options import (
     refuse_same_file,
 )
 
+_OBJECTIVES = "|".join("N" if word is Objective.CLASS else word for word in Objective)
+
 
 @expanded
 def gradient(
     forward: ForwardArgument,
     *,
+    of: Annotated[
+        str,
+        typer.Option(
+            metavar=_OBJECTIVES,
+            help="What it is the gradient of: the largest logit, that of class N, or what a further input "
+            "says (a label, its cross-entropy, factors of all logits).",
+            rich_help_panel=GRAPH,
+        ),
+    ] = Objective.LARGEST.value,
     reading: ReadingOptions,
     target: TargetChoice = Target.PORTABLE,
     conv_gradient: ConvGradientChoice = ConvGradient.AUTO,
@@ -57,6 +69,7 @@ def gradient(
     made = write_gradient(
         forward,
         out,
+        of=of,
         logits=reading.logits,
         image_size=reading.size(),
         conv_gradient=conv_gradient,

@@ -7,6 +7,6 @@
 from . import rules
 from .registry import covered
 from .reverse import reverse, without_rule
-from .seed import seed_at_maximum
+from .seed import LARGEST, Seed
 
-__all__ = ["covered", "reverse", "seed_at_maximum", "without_rule"]
+__all__ = ["LARGEST", "Seed", "covered", "reverse", "without_rule"]
