@@ -55,7 +55,7 @@ DIRECTIONS = 4
 
 
 def files(cache: Path, *, of_onnx: bool) -> Iterator[tuple[str, Path, tuple[int, int] | None, bool]]:
-    """Package, file, size of image, whether it is a classifier; each content once, ONNX's own if asked for."""
+    """Package, file, size of image, whether it is a classifier; each content once."""
     seen = set()
     for package, classifiers in PACKAGES.items():
         download = [
