@@ -4,9 +4,9 @@
     python benchmarks/mutation.py --cosmic-ray /tmp/cosmic/bin/cosmic-ray [--modules journal bundle]
 
 Python is the one that runs the tests, with the project's development dependencies. What is mutated is a
-detached git worktree of the commit that is checked out. A mutant is killed if a test fails or the tests take
-more than 150 s. Mutants of ``|`` are left out: most lie in annotations. A module takes about ten minutes;
-docs/mutation.md explains the survivors.
+detached git worktree of a commit. A mutant is killed if a test fails or the tests take more than 150 s.
+Mutants of ``|`` are left out: most lie in annotations. A module takes about ten minutes; docs/mutation.md
+explains the survivors.
 """
 
 from __future__ import annotations
@@ -22,33 +22,31 @@ import tempfile
 from contextlib import closing
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-
 # Name: (folder, modules in it, their tests, size of the sample).
 MODULES = {
-    "two_pass": ("export/sad_export", "two_pass", "tests/export/test_two_pass.py", 25),
+    "two_pass": ("export/sad_export", "two_pass", "export/test_two_pass.py", 25),
     "journal": (
         "runtime/sad_runtime/results",
         "journal finished row",
-        "tests/runtime/test_results.py tests/runtime/test_resume.py",
+        "runtime/test_results.py runtime/test_resume.py",
         25,
     ),
-    "bundle": ("runtime/sad_runtime/bundle", "read write", "tests/runtime/bundle", 25),
-    "fold": ("sad_deploy", "fold", "tests/sad_deploy/test_fold.py", 25),
+    "bundle": ("runtime/sad_runtime/bundle", "read write", "runtime/bundle", 25),
+    "fold": ("sad_deploy", "fold", "sad_deploy/test_fold.py", 25),
     "calibration": (
         "sad_deploy",
         "calibration saliency",
-        "tests/sad_deploy/test_calibration.py tests/sad_deploy/test_saliency.py",
-        25,
+        "sad_deploy/test_calibration.py sad_deploy/test_saliency.py",
+        15,
     ),
     "verify": (
         "export/sad_export",
         "verify verify_forward verify_gradient reference",
-        "tests/export/test_verify.py tests/export/loading/test_probabilities.py tests/export/test_job.py "
-        "tests/export/precision/test_verified.py",
-        25,
+        "export/test_verify.py export/test_verify_gradient.py export/test_reference.py "
+        "export/loading/test_probabilities.py export/test_job.py export/precision/test_verified.py",
+        15,
     ),
-    "rules": ("export/sad_export/gradient/rules", "*", "tests/export/gradient", 50),
+    "rules": ("export/sad_export/gradient/rules", "*", "export/gradient", 20),
 }
 
 CONFIG = """[cosmic-ray]
@@ -63,13 +61,14 @@ name = "local"
 
 def mutate(name: str, tree: Path, cosmic_ray: str, seed: int) -> None:
     """Run the sampled mutants of one module and print how many survived, and each survivor's diff."""
-    at, modules, tests, size = MODULES[name]
+    at, modules, names, size = MODULES[name]
+    tests = " ".join(f"tests/{test}" for test in names.split() if (tree / "tests" / test).exists())
     found = {file for module in modules.split() for file in (tree / at).glob(f"{module}.py")}
     files = [file.relative_to(tree).as_posix() for file in sorted(found) if file.name != "__init__.py"]
     command = f"{sys.executable} -m pytest -x -q -p no:randomly -p no:cacheprovider {tests}"
     config, session = tree / f"{name}.toml", tree / f"{name}.sqlite"
     config.write_text(CONFIG.format(files=json.dumps(files), tests=json.dumps(command)))
-    packages = os.pathsep.join(map(str, (tree, tree / "export", tree / "runtime")))
+    packages = f"{tree}{os.pathsep}{tree / 'export'}{os.pathsep}{tree / 'runtime'}"
     environment = os.environ | {"PYTHONPATH": packages, "OMP_NUM_THREADS": "1"}
 
     def run(*arguments: str) -> None:
@@ -93,8 +92,7 @@ def mutate(name: str, tree: Path, cosmic_ray: str, seed: int) -> None:
             "SELECT module_path, start_pos_row, definition_name, diff FROM mutation_specs "
             "JOIN work_results USING (job_id) WHERE lower(test_outcome) = 'survived' ORDER BY 1, 2"
         ).fetchall()
-    ran = min(size, len(mutants))
-    print(f"{name}: {len(mutants)} mutants, {ran} run, {len(survivors)} survived", flush=True)
+    print(f"{name}: {len(mutants)} mutants, at most {size} run, {len(survivors)} survived", flush=True)
     for file, line, function, diff in survivors:
         print(f"\n{file}:{line} {function or ''}\n{diff}", flush=True)
 
@@ -104,11 +102,12 @@ def main() -> None:
     parser.add_argument("--cosmic-ray", default="cosmic-ray", help="the program")
     parser.add_argument("--modules", nargs="+", choices=list(MODULES), default=list(MODULES))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--commit", default="HEAD")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder).resolve() / "tree"
-        git = ["git", "-C", str(ROOT), "worktree"]
-        subprocess.run([*git, "add", "--quiet", "--detach", str(tree)], check=True)
+        git = ["git", "-C", str(Path(__file__).parent), "worktree"]
+        subprocess.run([*git, "add", "--quiet", "--detach", str(tree), options.commit], check=True)
         try:
             for name in options.modules:
                 mutate(name, tree, options.cosmic_ray, options.seed)
