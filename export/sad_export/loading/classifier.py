@@ -181,8 +181,12 @@ def _any_batch(model: ir.Model, notices: list[str]) -> ir.Model:
     image = model.graph.inputs[0]
     assert image.shape is not None
     batch = image.shape[0]
-    if not isinstance(batch, int) or control_flow(model.graph):
+    if not isinstance(batch, int):
         return model
+    if control_flow(model.graph):
+        _resolve_ifs(model)
+        if control_flow(model.graph):
+            return model
     dynamic = with_dynamic_batch(model)
     if dynamic is None:
         notices.append(f"the batch stays fixed to {batch}: with another one the graph gives something else")
@@ -194,9 +198,7 @@ def _any_batch(model: ir.Model, notices: list[str]) -> ir.Model:
 def normalise(model: ir.Model) -> None:
     """Bring a graph into the normal form that the rules assume, in place; the module says what it is."""
     common_passes.InlinePass()(model)
-    _tidy(model)
-    while inline_constant_ifs(model.graph):
-        _tidy(model)
+    _resolve_ifs(model)
     # The bodies of functions bring shape computations of their own; some use further functions.
     while ExpandFunctionsPass(keeps=lambda node: is_constant(node) or rule_of(node) is not None)(
         model
@@ -207,6 +209,12 @@ def normalise(model: ir.Model) -> None:
     EinsumLettersPass()(model)
     NestedConcatsPass()(model)
     common_passes.RemoveUnusedNodesPass()(model)
+
+
+def _resolve_ifs(model: ir.Model) -> None:
+    _tidy(model)
+    while inline_constant_ifs(model.graph):
+        _tidy(model)
 
 
 def _tidy(model: ir.Model) -> None:

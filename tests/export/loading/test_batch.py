@@ -74,6 +74,29 @@ def test_images_that_are_computed_together_keep_their_batch(tmp_path: Path) -> N
         defend(forward, tmp_path / "sad.onnx", eta=0.05, notice=lambda line: None)
 
 
+def test_an_if_that_the_shapes_answer_does_not_keep_the_batch_fixed(tmp_path: Path) -> None:
+    """As torch's older exporter writes a squeeze, with the batch of its example."""
+
+    def squeezed(nodes: Nodes, constants: Constants) -> None:
+        constants |= {"one": np.array(1), "axes": np.array([2, 3]), "at": np.array(2)}
+        output = helper.make_tensor_value_info("s", 1, None)
+        then = helper.make_graph(
+            [make("Squeeze", ["g", "axes"], ["s"], name="squeeze")], "then", [], [output]
+        )
+        kept = helper.make_graph([make("Identity", ["g"], ["s"], name="keep")], "else", [], [output])
+        nodes[3:4] = [
+            make("Shape", ["g"], ["shape"]),
+            make("Gather", ["shape", "at"], ["length"]),
+            make("Equal", ["length", "one"], ["asked"]),
+            make("If", ["asked"], ["f"], name="if", then_branch=then, else_branch=kept),
+        ]
+
+    onnx.save(classifier(squeezed, image=(1, 3, 12, 12)), tmp_path / "forward.onnx")
+    graph = load_classifier(tmp_path / "forward.onnx")
+    assert graph.image_shape[0] == "N"
+    assert graph.notices == ("the batch, fixed to 1, was made dynamic; 1, 3 and 8 images give the same",)
+
+
 def test_a_graph_with_a_dynamic_batch_is_not_run_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: object) -> None:
         raise AssertionError
