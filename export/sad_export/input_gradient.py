@@ -140,8 +140,8 @@ def append_saliency(
         more = f"; and {len(missing) - _NAMED_AT_MOST} more" if len(missing) > _NAMED_AT_MOST else ""
         raise GraphError(
             f"{len(missing)} nodes cannot be differentiated: {listed}{more}",
-            hint="CONTRIBUTING.md shows how to add a rule, a function marked @vjp; sad_export.unsupported_nodes "
-            "lists all such nodes",
+            hint="CONTRIBUTING.md shows how to add a rule, a function marked @vjp; "
+            "sad_export.unsupported_nodes lists all such nodes",
         )
     g = lowering.writer(opset=graph.opset)
     gradient = reverse(g, nodes, seed.write(g, graph.logits, given), at)
