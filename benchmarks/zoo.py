@@ -93,17 +93,21 @@ def files(cache: Path, *, of_onnx: bool) -> Iterator[tuple[str, Path, tuple[int,
 
 
 def with_random_weights(path: Path, out: Path) -> Path:
-    """Weights that a ConstantOfShape fills with one number become He-normal ones."""
+    """Weights that a ConstantOfShape fills with one number become He-normal ones, and vectors uniform."""
     model, rng = onnx.load(str(path)), np.random.default_rng(0)
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     kept = []
     for node in model.graph.node:
         shape = constants.get(node.input[0]) if node.op_type == "ConstantOfShape" else None
-        if shape is None or len(shape) < 2:
+        if shape is None:
             kept.append(node)
             continue
         fan_in = max(1, int(np.prod(shape[1:])))
-        weight = (rng.standard_normal(shape) * (2 / fan_in) ** 0.5).astype(np.float32)
+        # Scales, variances and biases of one number, 0.02, would let the image vanish behind a few layers.
+        weight = rng.uniform(0.5, 1.5, shape)
+        if len(shape) > 1:
+            weight = rng.standard_normal(shape) * (2 / fan_in) ** 0.5
+        weight = weight.astype(np.float32)
         model.graph.initializer.append(numpy_helper.from_array(weight, node.output[0]))
     del model.graph.node[:]
     model.graph.node.extend(kept)
