@@ -1,7 +1,7 @@
 """What the tests do not notice, by a random sample of cosmic-ray's mutants of what matters most.
 
-    python -m venv /tmp/cosmic && /tmp/cosmic/bin/pip install cosmic-ray==8.7.0
-    python benchmarks/mutation.py --cosmic-ray /tmp/cosmic/bin/cosmic-ray [--modules journal bundle]
+    python -m venv cosmic && cosmic/bin/pip install cosmic-ray==8.7.0
+    python benchmarks/mutation.py --cosmic-ray cosmic/bin/cosmic-ray [--modules journal bundle]
 
 Python is the one that runs the tests, with the project's development dependencies. What is mutated is a
 detached git worktree of a commit. A mutant is killed if a test fails or the tests take more than 150 s.
