@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import onnx_ir as ir
 
+from ..graph.errors import GraphError
 from ..graph.expression import Array
 from ..graph.initializers import initializer
 from ..graph.nodes import attribute
@@ -69,6 +70,9 @@ def normalise_image(
 
     Returns:
         The new input, and what was changed of it.
+
+    Raises:
+        GraphError: The graph's images have another size than the one given.
     """
     if image.shape is None or len(image.shape) != 4:
         return image, FileForm()
@@ -79,7 +83,13 @@ def normalise_image(
     if size is not None:
         at = (1, 2) if last else (2, 3)
         for axis, length in zip(at, size, strict=True):
-            dims[axis] = dims[axis] if isinstance(dims[axis], int) else length
+            if isinstance(dims[axis], int) and dims[axis] != length:
+                height, width = (dims[i] for i in at)
+                raise GraphError(
+                    f"--image-size {size[0]},{size[1]}: the graph takes images of {height},{width}",
+                    hint="leave --image-size out",
+                )
+            dims[axis] = length
     image.shape = ir.Shape(dims)
     if not last and not isinstance(dims[1], int) and (channels := _channels_of_weight(image)) is not None:
         image.shape = ir.Shape([dims[0], channels, *dims[2:]])

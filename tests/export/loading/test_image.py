@@ -94,6 +94,13 @@ def test_height_and_width_are_those_that_are_named(tmp_path: Path) -> None:
     )
 
 
+def test_another_size_than_the_graphs_own_is_refused() -> None:
+    assert load_classifier(classifier(), Reading(image_size=(12, 12))).image_shape[2:] == (12, 12)
+    for shape, change in ((("N", 3, 12, 12), None), (("N", 12, 12, 3), to_nchw), (("N", 3, 12, "W"), None)):
+        with pytest.raises(GraphError, match="--image-size 8,8: the graph takes images of 12,"):
+            load_classifier(classifier(change, image=shape), Reading(image_size=(8, 8)))
+
+
 def test_channels_that_are_left_open_are_those_of_the_weight(tmp_path: Path) -> None:
     forward, out, said = written(classifier(image=("N", None, "H", "W")), tmp_path, image_size=(12, 12))
     assert said == ["input 'image' has 3 channels, by the weight that reads it"]
