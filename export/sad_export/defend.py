@@ -21,7 +21,7 @@ from .graph.values import dtype_of, shape_of, static
 from .graph.write import save_graph
 from .job import GraphOptions, write_and_build
 from .loading import ForwardGraph, Reading, load_classifier, warn
-from .precision import refuse_half_precision, write_verified
+from .precision import write_verified
 from .tensorrt import EngineRequest
 from .tolerances import TOLERANCES
 from .trial_images import read_images, smooth_noise
@@ -149,7 +149,6 @@ class _Writer:
         form = dataclasses.replace(self.options, conv_gradient=conv_gradient)
         graph = defended(self.graph.copy(), self.defence, form.lowering)
         pixels = self._pixels(*_image_shape(graph, self.forward))
-        refuse_half_precision(graph)
         save_graph(graph, path)
         verification = verify_forward(
             path,

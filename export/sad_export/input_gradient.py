@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
-from sad_runtime.choices import ConvGradient, Objective, Target, choose
+from sad_runtime.choices import Objective
 
 from .gradient import LARGEST, Seed, reverse, without_rule
 from .gradient.reverse import dependents
@@ -71,9 +71,7 @@ def input_gradient(
         UserError: ``conv_gradient`` or ``target`` is another word.
     """
     seed = Seed.of(of)
-    lowering = lowering_for(
-        choose(Target, target, "target"), choose(ConvGradient, conv_gradient, "convolution gradient")
-    )
+    lowering = lowering_for(target, conv_gradient)
     graph = load_classifier(model, Reading(logits, image_size))
     for each in graph.notices:
         notice(each)

@@ -57,8 +57,8 @@ class GraphOptions:
     def lowering(self) -> Lowering:
         """How the float32 graph is written."""
         return lowering_for(
-            Target(self.target),
-            ConvGradient(self.conv_gradient),
+            self.target,
+            self.conv_gradient,
             precision=self.variant.precision,
             saliency=self.variant.saliency,
         )

@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from sad_runtime.choices import ConvGradient, Normalization, Target, choose
+from sad_runtime.choices import Normalization, choose
 from sad_runtime.graph_metadata import PREFIX, graph_metadata
 
 from .graph.errors import GraphError
@@ -113,12 +113,7 @@ def two_pass(
         UserError: ``normalization``, ``conv_gradient`` or ``target`` is another word.
     """
     defence = Defence(eta, normalization, clip, mean, std)
-    lowering = lowering_for(
-        choose(Target, target, "target"),
-        choose(ConvGradient, conv_gradient, "convolution gradient"),
-        precision=variant.precision,
-        saliency=variant.saliency,
-    )
+    lowering = lowering_for(target, conv_gradient, precision=variant.precision, saliency=variant.saliency)
     forward = load_classifier(model, Reading(logits, image_size, variant.least_opset))
     for each in forward.notices:
         notice(each)

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from sad_runtime.choices import ConvGradient, Objective, Target, choose
+from sad_runtime.choices import Objective
 from sad_runtime.files import Destination, written_whole
 
 from .gradient import Seed
@@ -58,9 +58,7 @@ def write_gradient(
         UserError: The graph or an argument cannot be used, or the check failed; nothing was written.
     """
     seed = Seed.of(of)
-    lowering = lowering_for(
-        choose(Target, target, "target"), choose(ConvGradient, conv_gradient, "convolution gradient")
-    )
+    lowering = lowering_for(target, conv_gradient)
     Destination.of(out).check()
     classifier = load_classifier(Path(forward), Reading(logits, image_size))
     for each in classifier.notices:

@@ -14,6 +14,9 @@ import onnx_ir as ir
 Dim = int | str
 """A dimension: a number, or the name of a symbolic one (the batch)."""
 
+HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+"""The types of half precision."""
+
 # Names a dimension that shape inference left open; two of them are never taken to be equal.
 _UNKNOWN = "?"
 

@@ -12,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ..graph.expression import Array
+from ..graph.initializers import initializer
 from ..graph.session import cpu_session
 from ..graph.values import constant_array
 from ..trial_images import smooth_noise
@@ -79,7 +80,8 @@ def _open_target(graph: ir.Graph, node: ir.Node, batch: int) -> None:
     target = constant_array(node.inputs[1])
     if target is None or not target.size or target[0] != batch or node.attributes.get_int("allowzero", 0):
         return
-    _replace(graph, node, 1, np.array([0, *target[1:]], dtype=np.int64))
+    opened = np.array([0, *target[1:]], dtype=np.int64)
+    node.replace_input_with(1, initializer(graph, f"{node.name}/any batch", opened))
 
 
 def _open_sizes(graph: ir.Graph, node: ir.Node, batch: int) -> None:
@@ -92,14 +94,5 @@ def _open_sizes(graph: ir.Graph, node: ir.Node, batch: int) -> None:
     if len(lengths) == len(sizes):
         node.replace_input_with(3, None)
         scales = [1.0, *(size / length for size, length in zip(sizes[1:], lengths[1:], strict=True))]
-        _replace(graph, node, 2, np.array(scales, dtype=np.float32))
-
-
-def _replace(graph: ir.Graph, node: ir.Node, index: int, array: Array) -> None:
-    name = f"{node.name}/any batch"
-    tensor = ir.tensor(array, name=name)
-    value = ir.Value(
-        name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
-    )
-    graph.register_initializer(value)
-    node.replace_input_with(index, value)
+        opened = initializer(graph, f"{node.name}/any batch", np.array(scales, dtype=np.float32))
+        node.replace_input_with(2, opened)

@@ -65,7 +65,7 @@ class _Writer:
 
     @property
     def inputs(self) -> tuple[ir.Value, ...]:
-        """The fused node's inputs, without those that it lacks at the end."""
+        """The fused node's inputs, without those that it lacks."""
         return tuple(value for value in self.node.inputs if value is not None)
 
     def op(self, op_type: str, *inputs: ir.Value, attributes: Sequence[ir.Attr] = (), **new: Any) -> ir.Value:
@@ -82,10 +82,9 @@ class _Writer:
         """A constant."""
         return initializer(self.graph, f"fused/{value!r}", np.array(value, dtype=np.float32))
 
-    def own(self, *left_out: str) -> list[ir.Attr]:
-        """The fused node's attributes, but for some and those of its activation."""
-        named = self.node.attributes.items()
-        return [each for key, each in named if key not in left_out and not key.startswith("activation")]
+    def own(self) -> list[ir.Attr]:
+        """The fused node's attributes, but for those of its activation."""
+        return [each for key, each in self.node.attributes.items() if not key.startswith("activation")]
 
     def activated(self, x: ir.Value) -> ir.Value:
         """The fused node's activation of ``x``."""
@@ -133,16 +132,24 @@ def _transposed(w: _Writer, value: ir.Value) -> ir.Value:
 
 
 def _gelu(w: _Writer) -> ir.Value:
-    x = w.op("Add", *w.inputs) if len(w.inputs) == 2 else operand(w.node, 0)
-    scaled = w.op("Erf", w.op("Div", x, w.number(math.sqrt(2))))
-    return w.op("Mul", x, w.op("Mul", w.op("Add", scaled, w.number(1.0)), w.number(0.5)))
+    x = _with_bias(w)
+    return _gated(w, x, w.op("Erf", w.op("Div", x, w.number(math.sqrt(2)))))
 
 
 def _fast_gelu(w: _Writer) -> ir.Value:
-    x = w.op("Add", *w.inputs) if len(w.inputs) == 2 else operand(w.node, 0)
+    x = _with_bias(w)
     cube = w.op("Mul", w.op("Mul", x, x), w.op("Mul", x, w.number(0.044715)))
-    inner = w.op("Tanh", w.op("Mul", w.op("Add", x, cube), w.number(math.sqrt(2 / math.pi))))
-    return w.op("Mul", x, w.op("Mul", w.op("Add", inner, w.number(1.0)), w.number(0.5)))
+    scaled = w.op("Mul", w.op("Add", x, cube), w.number(math.sqrt(2 / math.pi)))
+    return _gated(w, x, w.op("Tanh", scaled))
+
+
+def _with_bias(w: _Writer) -> ir.Value:
+    return w.op("Add", *w.inputs) if len(w.inputs) == 2 else operand(w.node, 0)
+
+
+def _gated(w: _Writer, x: ir.Value, gate: ir.Value) -> ir.Value:
+    """x·½(1 + gate)."""
+    return w.op("Mul", x, w.op("Mul", w.op("Add", gate, w.number(1.0)), w.number(0.5)))
 
 
 def _quick_gelu(w: _Writer) -> ir.Value:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-_HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+from ..graph.values import HALF
+
 _FLOAT = ir.TensorType(ir.DataType.FLOAT)
 
 
@@ -16,7 +17,7 @@ def widen(graph: ir.Graph) -> bool:
         graph: Without control flow; its constants are initializers.
     """
     values = [*graph.inputs, *graph.initializers.values(), *(v for node in graph for v in node.outputs)]
-    narrow = [value for value in values if value.dtype in _HALF]
+    narrow = [value for value in values if value.dtype in HALF]
     for value in narrow:
         if value.const_value is not None:
             array = value.const_value.numpy().astype(np.float32)
@@ -24,10 +25,10 @@ def widen(graph: ir.Graph) -> bool:
         value.type = _FLOAT
     for node in graph:
         for name in ("to", "dtype"):
-            if node.attributes.get_int(name, 0) in [int(kind) for kind in _HALF]:
+            if node.attributes.get_int(name, 0) in [int(kind) for kind in HALF]:
                 node.attributes[name] = ir.AttrInt64(name, int(ir.DataType.FLOAT))
         filled = node.attributes.get("value")  # of ConstantOfShape
-        if filled is not None and isinstance(filled.value, ir.TensorProtocol) and filled.value.dtype in _HALF:
+        if filled is not None and isinstance(filled.value, ir.TensorProtocol) and filled.value.dtype in HALF:
             node.attributes["value"] = ir.AttrTensor(
                 "value", ir.tensor(filled.value.numpy().astype(np.float32))
             )

@@ -19,6 +19,7 @@ import dataclasses
 import numpy as np
 import onnx_ir as ir
 
+from ..graph.initializers import initializer
 from ..graph.nodes import attribute
 from ..graph.values import shape_of
 
@@ -113,12 +114,8 @@ def cut(graph: ir.Graph, output: ir.Value, tail: Tail) -> ir.Value:
 def _two_classes(graph: ir.Graph, z: ir.Value) -> ir.Value:
     """(N, 1) → (−z/2, z/2), (N, 2)."""
     assert z.dtype is not None
-    halves = ir.tensor(np.array([[-0.5, 0.5]], dtype=z.dtype.numpy()), name=f"{z.name}/halves")
-    constant = ir.Value(
-        name=halves.name, shape=ir.Shape([1, 2]), type=ir.TensorType(z.dtype), const_value=halves
-    )
-    graph.register_initializer(constant)
-    node = ir.Node("", "Mul", [z, constant], name=f"{z.name}/two classes")
+    halves = initializer(graph, f"{z.name}/halves", np.array([[-0.5, 0.5]], dtype=z.dtype.numpy()))
+    node = ir.Node("", "Mul", [z, halves], name=f"{z.name}/two classes")
     (logits,) = node.outputs
     logits.name, logits.type = f"{z.name}/two classes", z.type
     logits.shape = ir.Shape([shape_of(z)[0], 2])

@@ -10,7 +10,7 @@ import dataclasses
 
 import onnx_ir as ir
 
-from sad_runtime.choices import ConvGradient, Precision, Target
+from sad_runtime.choices import ConvGradient, Precision, Target, choose
 
 from .integers import Integers, StridedStemPass
 from .nchwc import Nchwc, NchwcAffinePass, NchwcBroadcastPass, NchwcGroupsPass
@@ -52,8 +52,8 @@ class Lowering:
 
 
 def lowering_for(
-    target: Target = Target.PORTABLE,
-    conv_gradient: ConvGradient = ConvGradient.AUTO,
+    target: str = Target.PORTABLE,
+    conv_gradient: str = ConvGradient.AUTO,
     *,
     precision: Precision = Precision.FP32,
     saliency: Precision | None = None,
@@ -61,18 +61,23 @@ def lowering_for(
     """The lowering of a graph; the only place that chooses one.
 
     Args:
-        target: What it is for.
+        target: What it is for, a word of :class:`~sad_runtime.choices.Target`.
         conv_gradient: How the gradient of a convolution is written. ``auto`` depends on the rest: TensorRT
             has no deconvolution in bf16.
         precision: What the second pass will be lowered to.
         saliency: What the first pass and the gradient will be; the same by default.
+
+    Raises:
+        UserError: ``target`` or ``conv_gradient`` is another word.
     """
     saliency = saliency or precision
-    if target is Target.CPU and Precision.INT8 in (precision, saliency):
-        return Lowering(Integers, conv_gradient, before=(StridedStemPass(),))
-    if target is Target.CPU:
+    is_cpu = choose(Target, target, "target") is Target.CPU
+    form = choose(ConvGradient, conv_gradient, "convolution gradient")
+    if is_cpu and Precision.INT8 in (precision, saliency):
+        return Lowering(Integers, form, before=(StridedStemPass(),))
+    if is_cpu:
         rewrites = (NchwcGroupsPass(), NchwcAffinePass())
-        return Lowering(Nchwc, conv_gradient, before=rewrites, after=(NchwcBroadcastPass(),))
-    if conv_gradient is ConvGradient.AUTO and saliency is Precision.BF16:
+        return Lowering(Nchwc, form, before=rewrites, after=(NchwcBroadcastPass(),))
+    if form is ConvGradient.AUTO and saliency is Precision.BF16:
         return Lowering(Portable, ConvGradient.CONV)
-    return Lowering(PackedFp16 if saliency is Precision.FP16 else Portable, conv_gradient)
+    return Lowering(PackedFp16 if saliency is Precision.FP16 else Portable, form)

@@ -7,7 +7,7 @@ the rest of ``sad_export``.
 
 from sad_runtime.choices import Precision, Ranges
 
-from .convert import PRECISION_KEY, Lowered, lower, lower_to_integers, refuse_half_precision
+from .convert import PRECISION_KEY, Lowered, lower, lower_to_integers
 from .scale import gradient_scales
 from .variant import FP32, Variant
 from .verified import write_verified
@@ -22,6 +22,5 @@ __all__ = [
     "gradient_scales",
     "lower",
     "lower_to_integers",
-    "refuse_half_precision",
     "write_verified",
 ]

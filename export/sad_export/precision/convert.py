@@ -11,6 +11,7 @@ from sad_runtime.graph_metadata import PREFIX
 
 from ..graph.errors import GraphError
 from ..graph.expression import Array
+from ..graph.values import HALF
 from ..graph.write import label_and_check
 from ..parts import Part
 from .int8 import IntegerPass, plan_integers, simulate_integers
@@ -21,8 +22,6 @@ from .variant import Variant
 
 PRECISION_KEY = f"{PREFIX}precision"
 """Metadata key of a graph that holds its variant's label."""
-
-_HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +60,7 @@ def lower(
     Raises:
         GraphError: Not a two-pass graph in float32.
     """
-    refuse_half_precision(model)
+    _refuse_half_precision(model)
     lowered = model.clone()
     scale_gradient(lowered.graph, gradient_scales or {})
     if variant.uses_int8:
@@ -92,7 +91,7 @@ def lower_to_integers(model: ir.Model, variant: Variant, images: Array) -> ir.Mo
     Raises:
         GraphError: Not a two-pass graph in float32.
     """
-    refuse_half_precision(model)
+    _refuse_half_precision(model)
     graph = model.clone()
     passes = variant.int8_passes
     parts = passes | ({Part.BACKWARD} if Part.FIRST in passes else frozenset())
@@ -102,13 +101,13 @@ def lower_to_integers(model: ir.Model, variant: Variant, images: Array) -> ir.Mo
     return graph
 
 
-def refuse_half_precision(model: ir.Model) -> None:
+def _refuse_half_precision(model: ir.Model) -> None:
     """Refuse a graph that computes in half precision before we lower it: there is no float32 to compare with.
 
     Raises:
         GraphError: Some weight is fp16 or bf16.
     """
-    if lowered := [name for name, value in model.graph.initializers.items() if value.dtype in _HALF]:
+    if lowered := [name for name, value in model.graph.initializers.items() if value.dtype in HALF]:
         raise GraphError(
             f"{len(lowered)} weights are in half precision already, {lowered[0]!r} for example",
             hint="give the float32 classifier; --precision fp16 or bf16 lowers it",

@@ -93,7 +93,6 @@ def test_weights_in_files_of_their_own_are_not_looked_up(
         assert not build(external, tmp_path / "a.plan", cache).from_cache
 
 
-@pytest.mark.skipif(os.name != "posix", reason="permissions are POSIX's")
 def test_a_folder_that_others_can_write_to_is_not_used(
     graph_path: Path, tmp_path: Path, cache: EngineCache, said: list[str]
 ) -> None:
