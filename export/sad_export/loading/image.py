@@ -53,8 +53,8 @@ class FileForm:
         return x.transpose(_TO_LAST) if self.channels_last else x
 
     def taken_exactly(self, x: Array) -> Array:
-        """Images near ``x`` that the file and the graph take alike."""
-        return np.rint(x * _LARGEST_BYTE) / _LARGEST_BYTE if self.bytes else x
+        """Images near ``x`` that the file and the graph take alike: bytes hold nothing beyond 0 and 1."""
+        return np.rint(np.clip(x, 0, 1) * _LARGEST_BYTE) / _LARGEST_BYTE if self.bytes else x
 
 
 def normalise_image(

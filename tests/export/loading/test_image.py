@@ -136,6 +136,9 @@ def test_bytes_become_floats_from_0_to_1(channels_last: bool, tmp_path: Path) ->
     np.testing.assert_allclose(logits, theirs, rtol=1e-4, atol=1e-5)
     assert slope_error(lambda x: run(out, x)[0], IMAGES, gradient) < 0.02
     assert defend(forward, tmp_path / "sad.onnx", eta=0.05).verification.slope_error < 0.02
+    # With a normalisation in front, x lies beyond what bytes can say.
+    made = defend(forward, tmp_path / "sad.onnx", eta=0.05, mean=(0.5,) * 3, std=(0.25,) * 3)
+    assert made.verification.slope_error < 0.02
 
 
 def test_bytes_that_are_computed_with_are_refused() -> None:
