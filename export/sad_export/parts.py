@@ -40,3 +40,15 @@ def parts_of(graph: ir.Graph) -> Mapping[ir.Node, Part]:
     if unmarked := [node.name for node in graph if _KEY not in node.meta]:
         raise GraphError(f"not a two-pass graph: {unmarked[0]!r} belongs to none of its parts")
     return {node: node.meta[_KEY] for node in graph}
+
+
+def part_of(node: ir.Node) -> Part | None:
+    """The part of one node; None while it has none."""
+    part: Part | None = node.meta.get(_KEY)
+    return part
+
+
+def mark_like(node: ir.Node, other: ir.Node) -> None:
+    """A new node belongs where another does."""
+    if (part := part_of(other)) is not None:
+        node.meta[_KEY] = part

@@ -16,6 +16,7 @@ from .integers import Integers, StridedStemPass
 from .nchwc import Nchwc, NchwcAffinePass, NchwcBroadcastPass, NchwcGroupsPass
 from .packed_fp16 import PackedFp16
 from .portable import Portable
+from .square_weights import SquareWeightsPass
 
 __all__ = ["Lowering", "Portable", "lowering_for"]
 
@@ -79,5 +80,8 @@ def lowering_for(
         rewrites = (NchwcGroupsPass(), NchwcAffinePass())
         return Lowering(Nchwc, form, before=rewrites, after=(NchwcBroadcastPass(),))
     if form is ConvGradient.AUTO and saliency is Precision.BF16:
-        return Lowering(Portable, ConvGradient.CONV)
-    return Lowering(PackedFp16 if saliency is Precision.FP16 else Portable, form)
+        form = ConvGradient.CONV
+    words = PackedFp16 if saliency is Precision.FP16 else Portable
+    # In int8 the backward reads what a DequantizeLinear gives, no weight of the forward pass.
+    integers = Precision.INT8 in (precision, saliency)
+    return Lowering(words, form, after=() if integers else (SquareWeightsPass(),))

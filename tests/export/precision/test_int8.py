@@ -281,7 +281,7 @@ def test_a_graph_that_is_no_two_pass_graph_is_refused(forward: onnx.ModelProto) 
 
 @pytest.fixture(scope="module")
 def simulated(forward: onnx.ModelProto) -> onnx.ModelProto:
-    graph = two_pass_graph(forward, **SPACE)
+    graph = two_pass_graph(forward, GraphOptions("int8"), **SPACE)
     scales = gradient_scales(graph, IMAGES)
     return to_proto(lower(graph, Variant.of("int8"), gradient_scales=scales, images=IMAGES).graph)
 
