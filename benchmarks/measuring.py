@@ -20,6 +20,7 @@ _PACKAGES = (
     "onnx-ir",
     "onnxruntime-gpu",
     "onnxruntime",
+    "openvino",
     "tensorrt-rtx",
     "tensorrt",
     "cuda-bindings",

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from sad_runtime.bundle import Bundle, write_bundle
-from sad_runtime.errors import BundleError, UserError
+from sad_runtime.errors import UserError
 from sad_runtime.manifest import Manifest, ModelSource
+from sad_runtime.verification.samples import SAMPLES, read_samples
 
 from .checkpoints import load_weights, read_state_dict
 from .data.image_set import ImageSet
@@ -24,7 +25,6 @@ from .models.plain import fix_weights, materialise
 from .to_onnx import to_onnx
 
 WEIGHTS = "weights.safetensors"
-SAMPLES = "samples.npz"
 
 
 def load_calibrated(bundle: Bundle | Path | str) -> tuple[nn.Module, Manifest]:
@@ -89,23 +89,8 @@ def load_samples(bundle: Bundle) -> ImageSet | None:
     Raises:
         BundleError: They are not images of the manifest's shape.
     """
-    if SAMPLES not in bundle.manifest.files:
-        return None
-    path = bundle.file(SAMPLES)
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            images = arrays["images"]
-            labels = arrays.get("labels")
-    except (ValueError, OSError, KeyError, EOFError) as error:
-        raise BundleError(f"{path} cannot be read: {error}", hint="calibrate again") from None
-    expected = bundle.manifest.preprocessing.shape
-    if (
-        images.dtype != np.uint8
-        or images.shape[1:] != expected
-        or (labels is not None and len(labels) != len(images))
-    ):
-        raise BundleError(f"{path} holds no uint8 images of shape {expected}", hint="calibrate again")
-    return ImageSet(images, labels)
+    samples = read_samples(bundle)
+    return None if samples is None else ImageSet(*samples)
 
 
 def write_calibrated(

@@ -71,6 +71,7 @@ def examine(*, thorough: bool = False) -> list[Finding]:
         *_gpu(),
         *(_package(module, extra, thorough=thorough) for module, extra in _PACKAGES.items()),
         *_providers(),
+        _openvino(),
         *(_tensorrt(flavor) for flavor in Flavor),
     ]
 
@@ -150,6 +151,23 @@ def _providers() -> Iterator[Finding]:
         else:
             remedy = 'pip install "sad-deploy[cuda]"' if cuda_devices().count else None
             yield Finding(provider.value, what, False, problem, remedy)
+
+
+def _openvino() -> Finding:
+    remedy = 'pip install "sad-deploy[openvino]"'
+    if importlib.util.find_spec("openvino") is None:
+        return Finding("openvino", "OpenVINO", False, "not installed", remedy)
+    try:
+        import openvino
+
+        core = openvino.Core()
+        devices = [
+            f"{name} ({', '.join(core.get_property(name, 'OPTIMIZATION_CAPABILITIES'))})"
+            for name in core.available_devices
+        ]
+    except Exception as error:  # whatever a broken installation raises is what the report is for
+        return Finding("openvino", "OpenVINO", False, f"does not load: {_one_line(error)}", remedy)
+    return Finding("openvino", "OpenVINO", True, f"{_version('openvino')} on {', '.join(devices)}")
 
 
 def _tensorrt(flavor: Flavor) -> Finding:

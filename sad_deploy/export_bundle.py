@@ -16,14 +16,16 @@ from sad_export.job import GraphOptions, Made, write_and_build
 from sad_export.loading import ForwardGraph, Reading, load_classifier
 from sad_export.precision import FP32, Variant, write_verified
 from sad_export.tensorrt import EngineRequest
-from sad_export.tolerances import TOLERANCES
 from sad_export.two_pass import Defence, defended
-from sad_export.verify import Verification
+from sad_runtime.bare_graph import stated_by
 from sad_runtime.bundle import Bundle, write_bundle
 from sad_runtime.bundle.write import Draft
+from sad_runtime.choices import Target
 from sad_runtime.errors import BundleError
 from sad_runtime.manifest import Engine, Graph, Manifest
 from sad_runtime.tensorrt import EngineInfo, Flavor
+from sad_runtime.verification import TOLERANCES, Verification
+from sad_runtime.verification.references import REFERENCES, write_references
 
 from .calibrated import load_calibrated, load_samples
 from .classifier import SADClassifier, standardized
@@ -75,12 +77,14 @@ def export_bundle(
     *,
     options: GraphOptions = GraphOptions(),  # noqa: B008 -- frozen
     engine: EngineRequest | None = None,
+    also_for_cpu: bool = True,
     status: Callable[[str], None] = lambda message: None,
 ) -> Exported:
     """Add the two-pass graph in one precision, and an engine if asked for, to a calibrated bundle.
 
-    The graph and the engines of an earlier export in the same precision are replaced; those of other
-    precisions stay. A bundle always has its float32 graph: it is written too where it is missing. Where no
+    The same graph of an earlier export and its engines are replaced; those of other precisions and targets
+    stay. A bundle always has a float32 graph: it is written too where it is missing. It carries what
+    PyTorch says of its images too, so that every backend can be verified where it runs. Where no
     engine can be built of ``conv_gradient="auto"``, graph and engine are written with ``conv``, and the
     manifest says so.
 
@@ -88,6 +92,7 @@ def export_bundle(
         bundle: As ``sad-deploy calibrate`` wrote it.
         options: The form of the graph.
         engine: What to build with TensorRT, if anything.
+        also_for_cpu: Write a portable graph in the form for onnxruntime's CPU too, where it has one.
         status: Called with what is being done.
 
     Returns:
@@ -104,12 +109,15 @@ def export_bundle(
     forms = [options]
     if not options.variant.is_fp32 and all(graph.precision != FP32.label for graph in old.graphs):
         forms.insert(0, GraphOptions(target=options.target, conv_gradient=options.conv_gradient))
-    replaced = {form.variant.label for form in forms}
-    old_engines = [each for each in old.engines if each.precision in replaced]
-    stale = {graph.file for graph in old.graphs if graph.precision in replaced}
-    stale |= {file for each in old_engines for file in (each.file, each.sidecar)}
+    if also_for_cpu and options.target == Target.PORTABLE and options.variant.has_cpu_form:
+        forms.append(dataclasses.replace(options, target=Target.CPU))
+    replaced = {(form.variant.label, form.target) for form in forms}
+    stale = {graph.file for graph in old.graphs if (graph.precision, graph.target) in replaced}
+    old_engines = [each for each in old.engines if each.graph in stale]
+    stale |= {file for each in old_engines for file in (each.file, each.sidecar)} | {REFERENCES}
     with write_bundle(bundle.root) as draft:
         draft.keep(bundle, *(name for name in old.files if name not in stale))
+        write_references(draft.path(REFERENCES), source.reference)
         wanted = _WantedEngine(engine, flavor, draft) if engine and flavor else None
         made = [source.write(draft, form, wanted if form is options else None) for form in forms]
         engines = [each for each in old.engines if each not in old_engines]
@@ -124,7 +132,7 @@ def export_bundle(
     return Exported(
         Bundle.open(bundle.root),
         tuple(each.figures for each in made),
-        made[-1].engine,
+        next((each.engine for each in made if each.engine), None),
         tuple(each.file for each in old_engines if each.file not in files),
     )
 
@@ -199,9 +207,9 @@ class _Source:
 
     def _verified(self, draft: Draft, form: GraphOptions, conv_gradient: str) -> ExportedGraph:
         variant = form.variant
-        path = draft.path(variant.suffixed(GRAPH_FILE))
+        path = draft.path(variant.suffixed(GRAPH_FILE, form.target))
         lowering = dataclasses.replace(form, conv_gradient=conv_gradient).lowering
-        graph = defended(self.forward.copy(), self.defence, lowering)
+        graph = defended(self.forward.copy(), self.defence, lowering, stated_by(self.manifest))
         self.status(f"verifying {path.name} against PyTorch on {len(self.images)} real images")
         figures = write_verified(
             graph,
@@ -234,8 +242,12 @@ def _keep_fitting(draft: Draft, bundle: Bundle, engines: Sequence[Engine]) -> li
 
 def _merged(old: Sequence[Graph], made: Sequence[Made[ExportedGraph]]) -> tuple[Graph, ...]:
     """All graphs, the float32 one first; what was made takes the place of its like."""
-    graphs = {graph.precision: graph for graph in (*old, *(each.figures.entry for each in made))}
-    return tuple(sorted(graphs.values(), key=lambda graph: (graph.precision != FP32.label, graph.file)))
+    graphs = {(each.precision, each.target): each for each in (*old, *(one.figures.entry for one in made))}
+
+    def place(graph: Graph) -> tuple[bool, str, bool]:
+        return graph.precision != FP32.label, graph.precision, graph.target != Target.PORTABLE
+
+    return tuple(sorted(graphs.values(), key=place))
 
 
 def sample_images(bundle: Bundle) -> Array:

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from sad_runtime.class_names import read_class_names
 from sad_runtime.errors import UserError
 from sad_runtime.manifest import Color, InputSpace, ModelSource, Preprocessing
 
@@ -19,7 +20,6 @@ from .checkpoints import Checkpoint, load_weights, read_checkpoint
 from .classifier import standardized
 from .data import DataSource, find_data
 from .data.cifar import SIDE as CIFAR_SIDE
-from .data.class_names import read_class_names
 from .data.digits import CLASSES as DIGITS_CLASSES
 from .data.digits import PREPROCESSING as DIGITS_PREPROCESSING
 from .data.folder import FolderSource

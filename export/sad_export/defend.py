@@ -14,6 +14,7 @@ from sad_runtime.choices import Normalization
 from sad_runtime.errors import UserError
 from sad_runtime.files import Destination
 from sad_runtime.tensorrt import EngineInfo, Flavor
+from sad_runtime.verification import TOLERANCES, Verification
 
 from .graph.errors import GraphError
 from .graph.expression import Array
@@ -23,10 +24,9 @@ from .job import GraphOptions, write_and_build
 from .loading import ForwardGraph, Reading, load_classifier, warn
 from .precision import write_verified
 from .tensorrt import EngineRequest
-from .tolerances import TOLERANCES
 from .trial_images import read_images, smooth_noise
 from .two_pass import Defence, defended
-from .verify import Verification, run_graph
+from .verify import run_graph
 from .verify_forward import ForwardVerification, verify_forward
 
 IMAGES_VERIFIED = 16

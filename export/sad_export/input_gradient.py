@@ -9,6 +9,7 @@ import onnx
 import onnx_ir as ir
 
 from sad_runtime.choices import Objective
+from sad_runtime.graph_metadata import PREFIX
 
 from .gradient import LARGEST, Seed, reverse, without_rule
 from .gradient.reverse import dependents
@@ -16,6 +17,9 @@ from .graph.errors import GraphError
 from .graph.write import collects_graph_cycles, label_and_check, to_proto
 from .loading import ForwardGraph, Reading, load_classifier, warn
 from .lowering import Lowering, Portable, lowering_for
+
+OF_KEY = f"{PREFIX}of"
+"""Metadata key of a gradient graph that says what it is the gradient of."""
 
 _NAMED_AT_MOST = 8
 
@@ -104,7 +108,8 @@ def differentiated(graph: ForwardGraph, lowering: Lowering, seed: Seed = LARGEST
         names[given] = str(given.name)
     rename(graph, names)
     graph.model.graph.outputs[:] = [graph.logits, gradient]
-    label_and_check(graph.model, what="input gradient")
+    of = str(seed.index) if seed.objective is Objective.CLASS else seed.objective.value
+    label_and_check(graph.model, what="input gradient", metadata={OF_KEY: of})
     return graph.model
 
 

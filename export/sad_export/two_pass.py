@@ -11,8 +11,9 @@ Both passes and the backward read the same initializers: the file is as large as
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import onnx
@@ -120,13 +121,19 @@ def two_pass(
     return to_proto(defended(forward, defence, lowering))
 
 
-def defended(graph: ForwardGraph, defence: Defence, lowering: Lowering) -> ir.Model:
+def defended(
+    graph: ForwardGraph,
+    defence: Defence,
+    lowering: Lowering,
+    stated: Mapping[str, str] = MappingProxyType({}),
+) -> ir.Model:
     """Extend a forward graph to the two-pass graph; see :func:`two_pass`.
 
     Args:
         graph: The classifier; its graph is the one that is extended and returned.
         defence: What is put around it.
         lowering: What it is written with.
+        stated: Further metadata of the file.
 
     Returns:
         The graph, checked, every node with its :class:`~.parts.Part`.
@@ -163,7 +170,7 @@ def defended(graph: ForwardGraph, defence: Defence, lowering: Lowering) -> ir.Mo
     metadata = graph_metadata(
         eta=defence.eta, normalization=scaling, clip=defence.clip, mean=defence.mean, std=defence.std
     )
-    metadata |= {f"{PREFIX}conv_gradient": lowering.conv_gradient.value}
+    metadata |= {f"{PREFIX}conv_gradient": lowering.conv_gradient.value, **stated}
     label_and_check(graph.model, what="two-pass", metadata=metadata)
     return graph.model
 

@@ -16,14 +16,15 @@ import numpy as np
 
 from sad_runtime.choices import Normalization
 from sad_runtime.defended import normalized
+from sad_runtime.verification.agreement import count_zero, relative_l2
+from sad_runtime.verification.tolerances import ZERO_SALIENCIES
 
 from .graph.expression import Array
 from .graph.session import cpu_session
 from .loading import FileForm
 from .reference import logit_of, reference, refuse_probabilities, rounds, slope_error
-from .tolerances import ZERO_SALIENCIES
 from .two_pass import Defence
-from .verify import VerificationError, count_zero, relative_l2
+from .verify import VerificationError
 
 LOGITS_TOLERANCE = 1e-4
 # Central differences cross kinks of a ReLU network; a wrong rule misses by far more.

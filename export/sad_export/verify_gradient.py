@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from sad_runtime.choices import Objective
+from sad_runtime.verification.agreement import relative_l2
 
 from .gradient import LARGEST, Seed
 from .graph.expression import Array
@@ -22,7 +23,7 @@ from .graph.session import cpu_session
 from .loading import FileForm
 from .reference import INPUT_TYPES, logit_of, reference, refuse_probabilities, rounds, slope_error
 from .trial_images import smooth_noise
-from .verify import REPORT, VerificationError, relative_l2
+from .verify import REPORT, VerificationError
 from .verify_forward import LOGITS_TOLERANCE, SLOPE_TOLERANCE
 
 _HALF_LOGITS_TOLERANCE = 1e-2

@@ -19,6 +19,15 @@ class Precision(enum.StrEnum):
     BF16 = "bf16"
     INT8 = "int8"
 
+    @classmethod
+    def lowest_of(cls, label: str) -> Precision:
+        """The coarsest in a graph's label: ``fp16`` of ``fp32-fp16``.
+
+        Raises:
+            ValueError: The label names something else.
+        """
+        return max(map(cls, label.split("-")), key=list(cls).index)
+
 
 class Target(enum.StrEnum):
     """What a graph is written for.
@@ -101,6 +110,7 @@ class BackendChoice(enum.StrEnum):
 
     AUTO = "auto"
     CPU = "cpu"
+    OPENVINO = "openvino"
     CUDA = "cuda"
     TENSORRT = "tensorrt"
     RTX = "rtx"

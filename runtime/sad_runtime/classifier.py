@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 import numpy.typing as npt
 
-from .backends import Backend, OpenedBackend, open_backend
+from .backends import Backend, BackendOptions, OpenedBackend, open_backend
 from .backends.batch_limit import Notice, ignore
 from .backends.protocol import LOGITS, PLAIN_LOGITS, SALIENCY
 from .bundle import Bundle
-from .choices import BackendChoice
+from .choices import BackendChoice, choose
 from .errors import BundleError, UserError
 from .manifest import Manifest
 from .prediction import Prediction
@@ -50,31 +50,35 @@ class Classifier:
         backend: BackendChoice | str = BackendChoice.AUTO,
         precision: str = "fp32",
         tf32: bool = False,
+        device: str = "CPU",
+        unverified: bool = False,
         notice: Notice = ignore,
     ) -> Classifier:
         """Load a bundle.
 
         Args:
             bundle: An opened bundle or its folder.
-            backend: ``auto``, ``cpu``, ``cuda``, ``tensorrt`` or ``rtx``; see
+            backend: ``auto``, ``cpu``, ``openvino``, ``cuda``, ``tensorrt`` or ``rtx``; see
                 :func:`~sad_runtime.backends.open_backend`.
             precision: Which of the bundle's graphs or engines.
             tf32: Whether a GPU may round products of float32 to TF32: faster, less exact. An engine must have
                 been built so.
-            notice: Told once, in one line, if GPU memory is short and batches become smaller.
+            device: What the ``openvino`` backend runs on, by OpenVINO's name.
+            unverified: Load also what does not compute here what the bundle's references say.
+            notice: Told once, in one line, if memory is short and batches become smaller, or of what
+                ``unverified`` lets pass.
 
         Raises:
             BundleError: The bundle cannot be used.
-            BackendError: The backend asked for cannot run here.
+            BackendError: The backend asked for cannot run here, or computes something else.
             UserError: No such backend.
         """
-        try:
-            choice = BackendChoice(backend)
-        except ValueError:
-            raise UserError(f"no backend {backend!r}; there are {', '.join(BackendChoice)}") from None
+        choice = choose(BackendChoice, backend, "backend")
+        options = BackendOptions(
+            precision=precision, tf32=tf32, device=device, unverified=unverified, notice=notice
+        )
         opened_bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-        opened = open_backend(opened_bundle, choice, precision=precision, tf32=tf32, notice=notice)
-        return cls(opened_bundle, opened)
+        return cls(opened_bundle, open_backend(opened_bundle, choice, options))
 
     def __repr__(self) -> str:
         manifest = self.manifest
@@ -91,7 +95,7 @@ class Classifier:
 
     @property
     def backend_name(self) -> str:
-        """``cpu``, ``cuda``, ``tensorrt`` or ``rtx``."""
+        """``cpu``, ``openvino``, ``cuda``, ``tensorrt`` or ``rtx``."""
         return self.backend.name
 
     def stream(

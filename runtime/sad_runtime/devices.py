@@ -6,10 +6,12 @@ why there is no GPU.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import dataclasses
 import os
 import platform
+import re
 from pathlib import Path
 
 _DRIVER = "libcuda.so.1"
@@ -117,3 +119,22 @@ def processor_name() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def device_name(*, gpu: bool) -> str:
+    """The first GPU as its driver names it, or the processor."""
+    gpus = cuda_devices().devices
+    return gpus[0].name if gpu and gpus else processor_name()
+
+
+_TOLD_APART = re.compile(r"avx|amx|sse4|fma|f16c|vnni|asimd|sve|i8mm|bf16|fphp")
+
+
+def processor_features() -> str:
+    """The vector instructions that the system says the processor has, sorted; empty where it says nothing."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            name, _, flags = line.partition(":")
+            if name.strip() in ("flags", "Features"):
+                return " ".join(sorted(flag for flag in flags.split() if _TOLD_APART.search(flag)))
+    return ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import importlib.util
 from types import ModuleType
 
@@ -27,3 +28,13 @@ def require(module: str, *, extra: str, need: str) -> ModuleType:
     if importlib.util.find_spec(module.partition(".")[0]) is None:
         raise MissingExtraError(module, extra=extra, need=need)
     return importlib.import_module(module)
+
+
+def installed_version(*distributions: str) -> str:
+    """Version of the first of these packages that is installed, without importing it; else ``unknown``."""
+    for name in distributions:
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return "unknown"

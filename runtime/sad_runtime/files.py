@@ -198,3 +198,10 @@ def _kind(mode: int) -> str:
 
 def _unwritable(path: Path, error: OSError, option: str) -> UserError:
     return UserError(f"cannot write {path}: {reason_of(error)}", hint=f"choose another {option}")
+
+
+def cache_folder() -> Path:
+    """``$XDG_CACHE_HOME/sad-deploy``, by default ``~/.cache/sad-deploy``; need not exist."""
+    home = os.environ.get("XDG_CACHE_HOME")
+    cache = Path(home) if home and Path(home).is_absolute() else Path.home() / ".cache"
+    return cache / "sad-deploy"

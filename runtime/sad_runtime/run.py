@@ -48,6 +48,8 @@ class RunOptions:
         backend: Where to run.
         precision: Which of the bundle's graphs or engines.
         tf32: Whether a GPU may round products of float32 to TF32.
+        device: What the ``openvino`` backend runs on.
+        unverified: Run also what does not compute here what the bundle's references say.
         batch_size: Consecutive images given to the backend at once.
         workers: Decoding threads; by default the cores this process may use.
         fast_decode: Whether JPEG is decoded at a lower resolution where that suffices.
@@ -70,6 +72,8 @@ class RunOptions:
     backend: BackendChoice | str = BackendChoice.AUTO
     precision: str = "fp32"
     tf32: bool = False
+    device: str = "CPU"
+    unverified: bool = False
     batch_size: int = 32
     workers: int | None = None
     fast_decode: bool = False
@@ -194,6 +198,8 @@ class JournaledRun:
                     backend=options.backend,
                     precision=options.precision,
                     tf32=options.tf32,
+                    device=options.device,
+                    unverified=options.unverified,
                     notice=on_message,
                 )
             )

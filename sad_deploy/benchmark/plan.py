@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from sad_runtime.backends import Backend
+from sad_runtime.backends.load import GRAPH_BACKENDS
 from sad_runtime.bundle import Bundle
 from sad_runtime.choices import BackendChoice
 from sad_runtime.classifier import Classifier
@@ -13,7 +14,7 @@ from sad_runtime.errors import BackendError, BundleError, MissingExtraError, Use
 from .figures import NotMeasured
 from .options import DEFAULT_BATCH_SIZES, Options
 
-_GRAPH_BACKENDS = (BackendChoice.AUTO, BackendChoice.CPU, BackendChoice.CUDA)
+_GRAPH_BACKENDS = (BackendChoice.AUTO, *GRAPH_BACKENDS)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,9 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 from sad_runtime import pipeline
+from sad_runtime.backends.load import forms
 from sad_runtime.backends.onnxruntime import OnnxRuntimeBackend, Provider
+from sad_runtime.backends.openvino import OpenVinoBackend
 from sad_runtime.backends.protocol import LOGITS, PLAIN_LOGITS, Backend
 from sad_runtime.bundle import Bundle
+from sad_runtime.choices import BackendChoice
 from sad_runtime.classifier import Classifier
 from sad_runtime.errors import BackendError
 from sad_runtime.results import Journal
@@ -64,13 +67,17 @@ def loaded(bundle: Bundle, combination: Combination, single_pass: SinglePass | N
             )
         )
         single = None
-        is_graph = isinstance(classifier.backend, OnnxRuntimeBackend)
+        is_graph = isinstance(classifier.backend, (OnnxRuntimeBackend, OpenVinoBackend))
         if single_pass and is_graph and PLAIN_LOGITS in classifier.backend.output_names:
-            graph = single_pass(bundle.file(bundle.graph(combination.precision).file))
-            single = stack.enter_context(
-                OnnxRuntimeBackend(graph, Provider(combination.backend.value), notice=_refuse)
-            )
+            file = bundle.graph(combination.precision, forms(combination.backend, combination.precision)).file
+            single = stack.enter_context(_single(single_pass(bundle.file(file)), combination))
         yield Subject(combination, classifier, single)
+
+
+def _single(graph: bytes, combination: Combination) -> Backend:
+    if combination.backend is BackendChoice.OPENVINO:
+        return OpenVinoBackend(graph, precision=combination.precision, notice=_refuse)
+    return OnnxRuntimeBackend(graph, Provider(combination.backend.value), notice=_refuse)
 
 
 def _refuse(notice: str) -> None:

@@ -92,6 +92,14 @@ COMMANDS = {
         _RUN,
         ("sad-deploy benchmark", "sad-deploy benchmark photos/ --bundle photo-model --plot speed.png"),
     ),
+    "verify": CommandInfo(
+        "Run every graph and engine that loads here and compare it with what PyTorch said at export.",
+        _LOOK,
+        (
+            "sad-deploy verify",
+            "sad-deploy verify model.sad.onnx --against model.onnx --backend openvino",
+        ),
+    ),
     "inspect": CommandInfo(
         "Show what a bundle is and how good; check every file. Exit code 2 if one was changed.",
         _LOOK,

@@ -118,7 +118,7 @@ class EngineOptions:
             )
         return smallest, best, largest
 
-    def request(self, target: Target) -> EngineRequest | None:
+    def request(self, target: Target | None) -> EngineRequest | None:
         """What the exporter takes, if an engine is asked for.
 
         Raises:

@@ -38,7 +38,13 @@ def export(
     from ..export_bundle import export_bundle
 
     with interruptible(f"{bundle} is unchanged"):
-        exported = export_bundle(opened, options=graph.options(), engine=request, status=print_status)
+        exported = export_bundle(
+            opened,
+            options=graph.options(),
+            engine=request,
+            also_for_cpu=graph.target is None,
+            status=print_status,
+        )
     if as_json:
         print_json(_as_json(exported))
     for written in exported.graphs:
@@ -46,9 +52,8 @@ def export(
         if not as_json:
             print_result(figures_table(f"{name} against PyTorch", {"": written.verification.as_dict()}))
         print_written(name, written.bytes, written.shortfalls)
-    again = "--trt" if graph.target != "cpu" else "an export with --trt and without --target cpu"
     for file in exported.removed:
-        print_warning(f"removed {file}, of the earlier graph; {again} builds a new one")
+        print_warning(f"removed {file}, of the earlier graph; --trt builds a new one")
     if exported.engine is not None:
         print_engine(exported.engine)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -21,7 +22,7 @@ from .console import (
     print_status,
     print_warning,
 )
-from .infer_options import BundleFolder, Out, RunChoices, SourceArgument, SummaryAsJson
+from .infer_options import BareChoices, BundleFolder, Out, RunChoices, SourceArgument, SummaryAsJson
 from .options import DEFAULT_BUNDLE, expanded
 from .running import drawn_progress, resume_command, say_backend
 
@@ -38,11 +39,16 @@ def infer(
     *,
     bundle: BundleFolder = DEFAULT_BUNDLE,
     out: Out = None,
+    bare: BareChoices,
     choices: RunChoices,
     as_json: SummaryAsJson = False,
 ) -> None:
     """Classify images with the defence, one row each. A bad image is an error row and exit code 3."""
     options = choices.options()
+    if source[0].endswith(".onnx"):
+        bundle, *source = Path(source[0]), *source[1:]
+        if not source:
+            raise UserError(f"what should {bundle} classify?", hint=f"sad-deploy infer {bundle} images/")
     from sad_runtime.results import STDOUT, EarlierRunError
     from sad_runtime.run import JournaledRun
 
@@ -52,7 +58,7 @@ def infer(
     try:
         run = JournaledRun(
             source,
-            bundle,
+            bare.opened(bundle),
             out,
             options,
             on_message=print_warning,

@@ -9,26 +9,32 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sad_runtime.choices import BackendChoice
+from sad_runtime.errors import UserError
+from sad_runtime.manifest import ExifOrientation, Interpolation
 from sad_runtime.result_format import ResultFormat
 
 from .options import RESULT
 
 if TYPE_CHECKING:
+    from sad_runtime.bundle import Bundle
     from sad_runtime.run import RunOptions
 
 _PICTURES = "Pictures"
 _EARLIER = "Earlier runs"
 _RUNNING = "Running"
+_BARE = "A bare graph"
 
 SourceArgument = Annotated[
     list[str],
     typer.Argument(
         metavar="SOURCE",
         help="Folders (read recursively), files, patterns, zip or tar archives, @LIST of paths, - for a "
-        "list on standard input.",
+        "list on standard input. A first one that ends in .onnx is the graph to run.",
     ),
 ]
-BundleFolder = Annotated[Path, typer.Option(metavar="DIR", help="The bundle to run.")]
+BundleFolder = Annotated[
+    Path, typer.Option(metavar="DIR|GRAPH", help="The bundle to run, or a bare two-pass graph (.onnx).")
+]
 Out = Annotated[
     str | None,
     typer.Option(
@@ -42,6 +48,61 @@ SummaryAsJson = Annotated[
     bool,
     typer.Option("--json", help="Print the run's counts as JSON, for programs.", rich_help_panel=RESULT),
 ]
+
+
+@dataclasses.dataclass(frozen=True)
+class BareChoices:
+    """What a bare graph does not say of itself; see :class:`sad_runtime.bare_graph.BareOptions`."""
+
+    resize: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Shorter side after the resize; the middle is cut out of it.",
+            show_default="the file's, else to its height and width",
+            rich_help_panel=_BARE,
+        ),
+    ] = None
+    interpolation: Annotated[
+        Interpolation | None,
+        typer.Option(
+            help="Filter of the resize.", show_default="the file's, else bilinear", rich_help_panel=_BARE
+        ),
+    ] = None
+    exif_orientation: Annotated[
+        ExifOrientation | None,
+        typer.Option(
+            help="Whether the camera's tag turns the image.",
+            show_default="the file's, else apply",
+            rich_help_panel=_BARE,
+        ),
+    ] = None
+    classes: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Names of the classes in the order of the logits, one a line.",
+            show_default="the file's, else numbers",
+            rich_help_panel=_BARE,
+        ),
+    ] = None
+
+    def opened(self, bundle: Path) -> Bundle:
+        """A bundle's folder, or a bare graph's file, as a bundle.
+
+        Raises:
+            UserError: It cannot be used; or options of a bare graph for a bundle.
+        """
+        from sad_runtime.bare_graph import BareOptions, bundle_of_graph
+        from sad_runtime.bundle import Bundle
+
+        options = BareOptions(**{field.name: getattr(self, field.name) for field in dataclasses.fields(self)})
+        if bundle.suffix == ".onnx" and not bundle.is_dir():
+            return bundle_of_graph(bundle, options)
+        if options.given:
+            raise UserError(f"{', '.join(options.given)}: only for a bare graph; a bundle says it itself")
+        return Bundle.open(bundle)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,6 +188,22 @@ class RunChoices:
             "--tf32",
             help="Let a GPU round products of float32 to TF32: faster, less exact. An engine must have been "
             "built so.",
+            rich_help_panel=_RUNNING,
+        ),
+    ] = False
+    device: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="What --backend openvino runs on: CPU, GPU, NPU.",
+            rich_help_panel=_RUNNING,
+        ),
+    ] = "CPU"
+    unverified: Annotated[
+        bool,
+        typer.Option(
+            "--unverified",
+            help="Run also what does not compute here what the bundle's references say.",
             rich_help_panel=_RUNNING,
         ),
     ] = False

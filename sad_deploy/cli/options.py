@@ -37,6 +37,16 @@ TargetChoice = Annotated[
         rich_help_panel=GRAPH,
     ),
 ]
+TargetOfForm = Annotated[
+    Target | None,
+    typer.Option(
+        metavar="|".join(Target),
+        help="Write this form alone. portable: for every runtime; cpu: the same results, faster in "
+        "onnxruntime on the CPU.",
+        show_default="portable; a bundle gets both",
+        rich_help_panel=GRAPH,
+    ),
+]
 ConvGradientChoice = Annotated[
     ConvGradient,
     typer.Option(
@@ -119,7 +129,7 @@ class GraphChoices:
             rich_help_panel=GRAPH,
         ),
     ] = None
-    target: TargetChoice = Target.PORTABLE
+    target: TargetOfForm = None
     conv_gradient: ConvGradientChoice = ConvGradient.AUTO
     allow_inaccurate: Annotated[
         bool,
@@ -138,7 +148,8 @@ class GraphChoices:
         """
         from sad_export import GraphOptions
 
-        return GraphOptions(**{field.name: getattr(self, field.name) for field in dataclasses.fields(self)})
+        given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return GraphOptions(**given | {"target": self.target or Target.PORTABLE})
 
 
 def expanded(command: Callable[..., None]) -> Callable[..., None]:

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from sad_runtime.choices import Target
+
 from . import console
 from .console import EXIT_INTERRUPTED, print_hint, print_status
 
@@ -25,10 +27,11 @@ if TYPE_CHECKING:
 def say_backend(classifier: Classifier, precision: str) -> None:
     """Where the bundle runs and why, and whether there is a faster graph for it."""
     print_status(f"backend {classifier.backend_name} ({classifier.backend_reason})")
-    target = classifier.bundle.graph(precision).target
-    if (classifier.backend_name, precision, target) == ("cpu", "fp32", "portable"):
-        again = f"sad-deploy export {shlex.quote(str(classifier.bundle.root))} --target cpu"
-        print_hint(f"on CPUs the graph of {again} takes less time")
+    target = classifier.bundle.graph(precision, (Target.CPU,)).target
+    fits = (classifier.backend_name, precision, target) == ("cpu", "fp32", "portable")
+    if fits and not classifier.bundle.is_bare:
+        again = f"sad-deploy export {shlex.quote(str(classifier.bundle.root))}"
+        print_hint(f"onnxruntime's CPU has a faster form of this graph: {again}")
 
 
 def resume_command() -> str:

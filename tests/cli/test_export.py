@@ -17,12 +17,14 @@ from sad_deploy.cli import app
 from sad_deploy.data import ImageSet
 from sad_deploy.data.digits import PREPROCESSING
 from sad_deploy.models import build_model
+from sad_runtime.acceptance import verify_bundle
 from sad_runtime.bundle import Bundle
 from sad_runtime.bundle.read import sha256
 from sad_runtime.classifier import Classifier
 from sad_runtime.errors import BackendError, BundleError, UserError
 from sad_runtime.manifest import Defence, InputSpace, Manifest, ModelSource
 from sad_runtime.tensorrt import read_sidecar
+from sad_runtime.verification.references import read_references
 from tests.support.command_line import run_command
 from tests.support.integer_kernels import kernels_saturate
 from tests.support.models import randomised
@@ -103,7 +105,7 @@ def test_int8_for_the_cpu_is_verified_and_runs(
     run_command("export", str(folder), "--target", "cpu", *options)
     label = "-".join(words)
     (graph,) = [g for g in Bundle.open(folder).manifest.graphs if g.precision == label]
-    assert (graph.file, graph.target) == (f"model.{label}.onnx", "cpu")
+    assert (graph.file, graph.target) == (f"model.{label}.cpu.onnx", "cpu")
     assert graph.verification["label_agreement"] >= 0.98
     # Without VNNI the kernels saturate; the tolerance itself is 0.8.
     assert (0.8 if kernels_saturate() else 0.9) <= graph.verification["saliency_cosine_median"] < 1
@@ -202,9 +204,9 @@ def test_where_deconvolution_has_no_kernel_graph_and_engine_are_written_with_con
     shutil.copytree(calibrated, folder)
     run_command("export", str(folder), "--trt", "--flavor", "rtx", "--batch", "1:2:4", "--no-engine-cache")
     bundle = Bundle.open(folder)
-    (graph,) = bundle.manifest.graphs
+    graph, for_cpu = bundle.manifest.graphs
     (engine,) = bundle.manifest.engines
-    assert graph.conv_gradient == "conv"
+    assert (graph.conv_gradient, for_cpu.target) == ("conv", "cpu")
     assert graph.verification["label_agreement"] == 1
     assert read_sidecar(folder / engine.sidecar).onnx_sha256 == sha256(bundle.file(graph.file))
 
@@ -264,3 +266,32 @@ def test_a_bundle_without_samples_is_refused_in_any_precision(tmp_path: Path) ->
     folder = write_bundle_of(digits_model(), tmp_path / "b", None)
     with pytest.raises(BundleError, match="holds no sample images"):
         run_command("export", str(folder), "--precision", "fp16")
+
+
+def test_a_bundle_gets_both_forms_and_what_pytorch_said(calibrated: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "b"
+    shutil.copytree(calibrated, folder)
+    run_command("export", str(folder))
+    bundle = Bundle.open(folder)
+    assert [(g.file, g.target) for g in bundle.manifest.graphs] == [
+        ("model.onnx", "portable"),
+        ("model.cpu.onnx", "cpu"),
+    ]
+    references = read_references(bundle)
+    assert references is not None
+    assert len(references) == 24
+    found = list(verify_bundle(bundle))
+    ran = [each for each in found if each.figures is not None]
+    assert {each.verdict for each in ran} == {"verified"}
+    assert {(each.file, each.backend) for each in ran} >= {("model.onnx", "cpu"), ("model.cpu.onnx", "cpu")}
+
+
+def test_one_target_alone_leaves_the_other_form_as_it_was(calibrated: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "b"
+    shutil.copytree(calibrated, folder)
+    run_command("export", str(folder), "--target", "cpu")
+    assert [g.file for g in Bundle.open(folder).manifest.graphs] == ["model.cpu.onnx"]
+    for_cpu = sha256(folder / "model.cpu.onnx")
+    run_command("export", str(folder), "--target", "portable")
+    assert [g.file for g in Bundle.open(folder).manifest.graphs] == ["model.onnx", "model.cpu.onnx"]
+    assert sha256(folder / "model.cpu.onnx") == for_cpu

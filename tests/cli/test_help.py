@@ -103,7 +103,7 @@ def test_quiet_leaves_results_and_errors_and_the_log_file_has_all(tmp_path: Path
     assert run.returncode == 2
     assert [line.split(":")[0] for line in run.stderr.splitlines()] == ["error"] or "hint" in run.stderr
     assert "error: " in (tmp_path / "log.txt").read_text()
-    quiet = sad_deploy("-q", "--log-file", "log.txt", "infer", "sad-model/model.onnx", cwd=tmp_path)
+    quiet = sad_deploy("-q", "--log-file", "log.txt", "infer", "sad-model/manifest.json", cwd=tmp_path)
     assert quiet.returncode == 3
     assert "backend" not in quiet.stderr
     assert "backend cpu" in (tmp_path / "log.txt").read_text()

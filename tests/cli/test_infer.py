@@ -15,12 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from PIL import Image
 
 from sad_deploy.cli import main
+from sad_runtime.bare_graph import stated_by
 from sad_runtime.bundle import Bundle
 from sad_runtime.devices import cuda_devices
+from sad_runtime.graph_metadata import graph_metadata
 from sad_runtime.manifest import Engine
 from sad_runtime.tensorrt import Flavor
 from tests.support import fake_gpu
@@ -253,8 +256,8 @@ def test_backend_and_the_reason_for_it_are_said(
 ) -> None:
     assert run(monkeypatch, "images", "--backend", "cpu") == 0
     err = capfd.readouterr().err
-    assert "backend cpu (asked for)" in err
-    assert "hint: on CPUs the graph of sad-deploy export sad-model --target cpu takes less time" in err
+    assert "backend cpu (asked for; not verified here" in err
+    assert "hint: onnxruntime's CPU has a faster form of this graph: sad-deploy export sad-model" in err
 
 
 def test_a_graph_that_was_written_for_the_cpu_needs_no_hint(
@@ -417,3 +420,26 @@ def test_command_uses_neither_torch_nor_onnx(here: Path) -> None:
     loaded = set(result.stdout.split())
     assert "onnxruntime" in loaded
     assert not {"torch", "torchvision", "onnx", "onnx_ir", "sad_export"} & loaded
+
+
+def test_a_bare_graph_is_the_first_source_or_the_bundle(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    manifest = Bundle.open("sad-model").manifest
+    space, defence = manifest.input_space, manifest.defence
+    graph = onnx.load("sad-model/model.onnx")
+    stated = graph_metadata(
+        eta=defence.eta, normalization=defence.normalization, clip=None, mean=space.mean, std=space.std
+    )
+    onnx.helper.set_model_props(graph, stated | stated_by(manifest))
+    onnx.save(graph, "moved.onnx")
+    rows = []
+    for words in (["images"], ["moved.onnx", "images"], ["images", "--bundle", "moved.onnx"]):
+        assert run(monkeypatch, *words, "--backend", "cpu", "--overwrite") == 0
+        rows.append(Path("predictions.jsonl").read_text())
+    assert rows[0] == rows[1] == rows[2]
+    capfd.readouterr()
+    assert run(monkeypatch, "moved.onnx") == 2
+    assert "what should moved.onnx classify?" in capfd.readouterr().err
+    assert run(monkeypatch, "images", "--resize", "9", "--overwrite") == 2
+    assert "--resize: only for a bare graph" in capfd.readouterr().err

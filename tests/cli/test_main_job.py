@@ -50,7 +50,8 @@ def manifest(folder: Path) -> dict:
 
 
 def test_the_bundle_holds_graph_engine_and_figures(folder: Path) -> None:
-    (graph,) = manifest(folder)["graphs"]
+    graph, for_cpu = manifest(folder)["graphs"]
+    assert (graph["target"], for_cpu["target"]) == ("portable", "cpu")
     (engine,) = manifest(folder)["engines"]
     assert graph["verification"]["label_agreement"] == 1
     assert graph["verification"]["saliency_cosine_median"] > 0.9999
@@ -85,11 +86,11 @@ def test_exporting_again_replaces_the_engine_and_keeps_the_weights(folder: Path,
 
     shutil.copytree(folder / "sad-model", tmp_path / "sad-model")
     before = manifest(folder)["files"]
-    sad_deploy("export", "--target", "cpu", cwd=tmp_path)
+    sad_deploy("export", "--conv-gradient", "conv", cwd=tmp_path)
     after = manifest(tmp_path)
     assert after["engines"] == []
     assert not (tmp_path / "sad-model" / "engines").exists()
-    assert after["graphs"][0]["target"] == "cpu"
+    assert {graph["conv_gradient"] for graph in after["graphs"]} == {"conv"}
     assert after["files"]["weights.safetensors"] == before["weights.safetensors"]
     sad_deploy("inspect", cwd=tmp_path)
 

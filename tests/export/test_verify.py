@@ -14,11 +14,11 @@ from onnx import numpy_helper
 from sad_deploy.classifier import SADClassifier
 from sad_export import two_pass
 from sad_export.graph.session import cpu_session
-from sad_export.tolerances import TOLERANCES
 from sad_export.two_pass import Defence
-from sad_export.verify import Verification, VerificationError, verify
+from sad_export.verify import VerificationError, verify
 from sad_export.verify_forward import verify_forward
 from sad_runtime.choices import Normalization
+from sad_runtime.verification import TOLERANCES, Verification
 from tests.support.models import forward_onnx, small_cnn
 
 ETA = 50.0

@@ -22,6 +22,8 @@ from sad_runtime.manifest import (
     ModelSource,
     Preprocessing,
 )
+from sad_runtime.verification.references import REFERENCES, write_references
+from sad_runtime.verification.samples import SAMPLES
 
 Array = npt.NDArray[np.float32]
 
@@ -138,17 +140,40 @@ def manifest_of(model: LinearModel, *, graphs: tuple[Graph, ...] = ()) -> Manife
 
 
 def write_tiny_bundle(
-    folder: Path, model: LinearModel, *, exported: bool = True, nan_on_black: bool = False
+    folder: Path,
+    model: LinearModel,
+    *,
+    exported: bool = True,
+    nan_on_black: bool = False,
+    references: int = 0,
+    graph: onnx.ModelProto | None = None,
 ) -> Path:
-    """Write a bundle, with its graph unless ``exported`` is false; returns its folder."""
+    """Write a bundle, with its graph unless ``exported`` is false; returns its folder.
+
+    With ``references`` images and what the model, computed in numpy, says of them; ``graph`` is another one
+    than the model's.
+    """
     with write_bundle(folder) as draft:
         draft.path("weights.safetensors").write_bytes(model.weight.tobytes())
         graphs: tuple[Graph, ...] = ()
         if exported:
-            onnx.save(two_pass_graph(model, nan_on_black=nan_on_black), draft.path("model.onnx"))
+            graph = graph or two_pass_graph(model, nan_on_black=nan_on_black)
+            onnx.save(graph, draft.path("model.onnx"))
             graphs = (Graph("model.onnx", "fp32", "auto", "portable", {"label_agreement": 1.0}),)
+        if references:
+            images = sample_images(model, references)
+            np.savez_compressed(draft.path(SAMPLES), images=images)
+            outputs = model.two_pass(images.astype(np.float32) / np.float32(255))
+            named = dict(zip(("logits", "saliency", "plain_logits"), outputs, strict=True))
+            write_references(draft.path(REFERENCES), named)
         draft.manifest = manifest_of(model, graphs=graphs)
     return folder
+
+
+def sample_images(model: LinearModel, count: int) -> npt.NDArray[np.uint8]:
+    """Noise of which the model says something else of every few images."""
+    rng = np.random.default_rng(5)
+    return rng.integers(0, 256, (count, *model.weight.shape[1:]), dtype=np.uint8)
 
 
 @contextlib.contextmanager

@@ -10,6 +10,8 @@ maximum once, as it loads the graph; TensorRT finds the two equal and keeps one 
 
 from __future__ import annotations
 
+import itertools
+
 import onnx_ir as ir
 
 from ..graph.nodes import attribute
@@ -61,7 +63,14 @@ def _transposes(node: ir.Node, weight: ir.Value) -> bool | None:
 def _give_a_copy(graph: ir.Graph, weight: ir.Value, readers: list[ir.Node]) -> None:
     """Let nodes, in the graph's order, read Max(W, W)."""
     first = readers[0]
-    copied = ir.Value(name=f"{weight.name}/transposed/{first.name}", shape=weight.shape, type=weight.type)
+    # A graph of ours that is differentiated once more has such names already.
+    taken = {value.name for node in graph for value in node.outputs}
+    name = next(
+        name
+        for name in (f"{weight.name}/transposed{n or ''}/{first.name}" for n in itertools.count())
+        if name not in taken
+    )
+    copied = ir.Value(name=name, shape=weight.shape, type=weight.type)
     maximum = ir.Node("", "Max", [weight, weight], outputs=[copied], name=copied.name)
     mark_like(maximum, first)
     for node in readers:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import onnx_ir as ir
 
-from sad_runtime.choices import Precision, Ranges, choose
+from sad_runtime.choices import Precision, Ranges, Target, choose
 from sad_runtime.errors import UserError
 
 from ..graph.opset import BF16_OPSET, MINIMUM_OPSET
@@ -102,10 +102,18 @@ class Variant:
         """The coarser of the two, by the bits of its significand: fp32, fp16, bf16, int8."""
         return max(self.precision, self.saliency, key=list(Precision).index)
 
-    def suffixed(self, name: str) -> str:
-        """A file name of this variant: ``model.onnx`` is ``model.fp16.onnx`` in fp16, and itself in fp32."""
+    def suffixed(self, name: str, target: str = Target.PORTABLE) -> str:
+        """A file's name in this variant: ``model.onnx``, in int8 for a CPU ``model.int8.cpu.onnx``."""
         stem, _, suffix = name.rpartition(".")
-        return name if self.is_fp32 else f"{stem}.{self.label}.{suffix}"
+        parts = [stem] if self.is_fp32 else [stem, self.label]
+        if target != Target.PORTABLE:
+            parts.append(target)
+        return ".".join([*parts, suffix])
+
+    @property
+    def has_cpu_form(self) -> bool:
+        """Whether onnxruntime's CPU has a form of its own for these precisions."""
+        return not {self.precision, self.saliency} & {Precision.FP16, Precision.BF16}
 
     def check_target(self, target: str) -> None:
         """Refuse half precision for onnxruntime's CPU.
@@ -113,7 +121,7 @@ class Variant:
         Raises:
             UserError: It was asked for.
         """
-        if target == "cpu" and {self.precision, self.saliency} & {Precision.FP16, Precision.BF16}:
+        if target == "cpu" and not self.has_cpu_form:
             raise UserError(
                 f"--target cpu is for fp32 and int8, not {self.label}: onnxruntime's CPU computes fp16 in "
                 "float32 with casts between, which takes longer, and bf16 not at all",

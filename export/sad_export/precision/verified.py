@@ -8,11 +8,12 @@ from pathlib import Path
 import onnx_ir as ir
 
 from sad_runtime.choices import Precision
+from sad_runtime.verification import Verification
 
 from ..graph.expression import Array
 from ..graph.write import save_graph
 from ..parts import Part
-from ..verify import Verification, verify
+from ..verify import verify
 from .convert import lower, lower_to_integers
 from .scale import gradient_scales
 from .variant import Variant

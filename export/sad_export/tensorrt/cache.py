@@ -22,7 +22,7 @@ from typing import Any
 
 from sad_runtime.bundle.read import sha256
 from sad_runtime.errors import BundleError, UserError
-from sad_runtime.files import written_whole
+from sad_runtime.files import cache_folder, written_whole
 from sad_runtime.tensorrt import EngineInfo, read_sidecar
 
 LIMIT_BYTES = 2 << 30
@@ -31,9 +31,7 @@ _LEFT_BEHIND_SECONDS = 3600
 
 def default_folder() -> Path:
     """``$XDG_CACHE_HOME/sad-deploy/engines``, by default ``~/.cache/sad-deploy/engines``."""
-    home = os.environ.get("XDG_CACHE_HOME")
-    cache = Path(home) if home and Path(home).is_absolute() else Path.home() / ".cache"
-    return cache / "sad-deploy" / "engines"
+    return cache_folder() / "engines"
 
 
 def cache_key(ingredients: Mapping[str, Any]) -> str:

@@ -1,10 +1,11 @@
-"""What runs a two-pass graph: onnxruntime on CPU and CUDA, and engines of either TensorRT flavor.
+"""What runs a two-pass graph: onnxruntime on CPU and CUDA, OpenVINO, and engines of either TensorRT flavor.
 
-All of them differ only behind :class:`Backend`. Imports onnxruntime, TensorRT and CUDA only when one is
-opened.
+All of them differ only behind :class:`Backend`. Imports onnxruntime, OpenVINO, TensorRT and CUDA only
+when one is opened.
 """
 
 from .choose import OpenedBackend, open_backend
+from .load import BackendOptions
 from .protocol import Backend
 
-__all__ = ["Backend", "OpenedBackend", "open_backend"]
+__all__ = ["Backend", "BackendOptions", "OpenedBackend", "open_backend"]

@@ -1,4 +1,4 @@
-"""What a GPU's memory holds at once: batches are halved until they fit, and stay so."""
+"""What memory holds at once: batches are halved until they fit, and stay so."""
 
 from __future__ import annotations
 
@@ -10,6 +10,11 @@ from ..errors import BackendError, OutOfDeviceMemoryError
 Notice = Callable[[str], None]
 """Called with one line when a backend changes what it does, for example makes its batches smaller."""
 
+_HINTS = {
+    "GPU memory": "end what else runs on the GPU (nvidia-smi shows it), or use --backend cpu",
+    "memory": "end what else runs here",
+}
+
 T = TypeVar("T")
 
 
@@ -18,7 +23,7 @@ def ignore(message: str) -> None:
 
 
 class BatchLimit:
-    """How many images go to the GPU at once.
+    """How many images a backend computes at once.
 
     Attributes:
         size: That many; ``None`` for any number.
@@ -27,10 +32,14 @@ class BatchLimit:
         size: What the backend takes.
         smallest: The backend runs fewer images as this many, so halving ends there.
         notice: Told once of each new size.
+        memory: Whose memory it is.
     """
 
-    def __init__(self, size: int | None, *, smallest: int = 1, notice: Notice = ignore) -> None:
+    def __init__(
+        self, size: int | None, *, smallest: int = 1, notice: Notice = ignore, memory: str = "GPU memory"
+    ) -> None:
         self.size = size
+        self._memory = memory
         self._smallest = smallest
         self._notice = notice
 
@@ -60,11 +69,11 @@ class BatchLimit:
                 break
             if size <= self._smallest:
                 raise BackendError(
-                    f"GPU memory does not even hold a batch of {size}: {problem}",
-                    hint="end what else runs on the GPU (nvidia-smi shows it), or use --backend cpu",
+                    f"{self._memory} does not even hold a batch of {size}: {problem}",
+                    hint=_HINTS[self._memory],
                 )
             size = max(self._smallest, size // 2)
         if size != tried:
             self.size = size
-            self._notice(f"GPU memory is short: going on with batches of {size}")
+            self._notice(f"{self._memory} is short: going on with batches of {size}")
         return result

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 
 from ..bundle import Bundle
 from ..choices import BackendChoice
 from ..devices import cuda_devices
 from ..errors import BackendError, BundleError, MissingExtraError
-from ..graph_metadata import contradictions
 from ..tensorrt import Flavor
-from .batch_limit import Notice, ignore
-from .onnxruntime import OnnxRuntimeBackend, Provider
-from .protocol import LOGITS, Backend
-from .tensorrt import TensorRTBackend
+from ..verification.record import Record, remembered
+from .accept import check, is_verifiable, key, try_out, unlike
+from .load import DEFAULTS, BackendOptions, file_of, load
+from .protocol import Backend
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,84 +30,87 @@ class OpenedBackend:
 
 
 def open_backend(
-    bundle: Bundle,
-    choice: BackendChoice = BackendChoice.AUTO,
-    *,
-    precision: str = "fp32",
-    tf32: bool = False,
-    notice: Notice = ignore,
+    bundle: Bundle, choice: BackendChoice = BackendChoice.AUTO, options: BackendOptions = DEFAULTS
 ) -> OpenedBackend:
-    """Load a bundle's graph or engine, its file verified.
+    """Load a bundle's graph or engine, its file verified and what it computes compared with references.
 
-    ``auto`` takes, in this order: an engine of the bundle, if there is a GPU and its TensorRT; CUDA, if it
-    really loads; the CPU.
+    The comparison, on a few of the bundle's own images, is made once for a file, runtime and device, and
+    remembered. ``auto`` takes, in this order: an engine of the bundle, if there is a GPU and its TensorRT;
+    CUDA, if it really loads; on the CPU the faster of onnxruntime and OpenVINO.
 
     Args:
         bundle: Where from.
         choice: Which backend.
-        precision: Which of the bundle's graphs or engines.
-        tf32: Whether a GPU may round products of float32 to TF32. An engine was built with it or without.
-        notice: Told once if GPU memory is short and batches become smaller.
+        options: How.
 
     Raises:
-        BackendError: The backend asked for cannot run here, or not with or without TF32 as asked for.
+        BackendError: The backend asked for cannot run here, or not with or without TF32 as asked for, or
+            computes something else than the bundle's references say.
         MissingExtraError: Its package is not installed.
         BundleError: The bundle has no graph or engine for it, its file was changed, or it does not fit the
             manifest.
     """
     if choice is not BackendChoice.AUTO:
-        return OpenedBackend(_open(bundle, choice, precision, tf32, notice), "asked for")
+        backend, verified = _checked(bundle, choice, options)
+        return OpenedBackend(backend, f"asked for; {verified}")
     if problem := cuda_devices().problem:
-        return OpenedBackend(_open_cpu(bundle, precision), problem)
-    engines = {engine.flavor for engine in bundle.manifest.engines if engine.precision == precision}
+        return _fastest_on_cpu(bundle, options, [problem])
+    engines = {engine.flavor for engine in bundle.manifest.engines if engine.precision == options.precision}
     preferred = [BackendChoice(flavor.value) for flavor in Flavor if flavor.value in engines]
     passed_over = []
     for candidate in (*preferred, BackendChoice.CUDA):
         try:
-            backend = _open(bundle, candidate, precision, tf32, notice)
+            backend, verified = _checked(bundle, candidate, options)
         except (BackendError, MissingExtraError) as error:
             passed_over.append(error.message)
         else:
-            return OpenedBackend(backend, "; ".join(passed_over) or "the fastest that runs here")
-    return OpenedBackend(_open_cpu(bundle, precision), "; ".join(passed_over))
+            why = "; ".join(passed_over) or "the fastest that runs here"
+            return OpenedBackend(backend, f"{why}; {verified}")
+    return _fastest_on_cpu(bundle, options, passed_over)
 
 
-def _open_cpu(bundle: Bundle, precision: str) -> Backend:
-    """What ``auto`` ends with: leave to use TF32 binds nobody, and a CPU is never short of GPU memory."""
-    return _open(bundle, BackendChoice.CPU, precision, False, ignore)
+def _checked(bundle: Bundle, choice: BackendChoice, options: BackendOptions) -> tuple[Backend, str]:
+    loaded = load(bundle, choice, options)
+    return loaded.backend, check(bundle, choice, loaded, options)
 
 
-def _open(bundle: Bundle, choice: BackendChoice, precision: str, tf32: bool, notice: Notice) -> Backend:
-    backend: Backend
-    problems = []
-    if choice in (BackendChoice.CPU, BackendChoice.CUDA):
-        name = bundle.graph(precision).file
-        if choice is BackendChoice.CPU and "bf16" in precision:
-            raise BackendError(
-                f"onnxruntime's CPU has no bf16 kernels, so {name} does not run on it",
-                hint="a TensorRT engine runs it; on the CPU use --precision fp32",
-            )
-        if choice is BackendChoice.CPU and tf32:
-            raise BackendError("the cpu backend has no TF32", hint="leave out --tf32, or use a GPU")
-        backend = OnnxRuntimeBackend(bundle.file(name), Provider(choice.value), tf32=tf32, notice=notice)
-    else:
-        flavor = Flavor(choice.value)
-        engine = bundle.engine(flavor.value, precision)
-        name = engine.file
-        bundle.file(engine.sidecar)
-        backend = TensorRTBackend(bundle.file(name), flavor, tf32=tf32, notice=notice)
-        if backend.info.onnx_sha256 != bundle.manifest.files[engine.graph]:
-            problems.append(f"it is stale: {engine.graph} is not the graph that it was built from")
-    expected = bundle.manifest.preprocessing.shape
-    if backend.input_shape != expected:
-        problems.append(f"it takes images of {backend.input_shape}, the manifest says {expected}")
-    if LOGITS not in backend.output_names:
-        problems.append(f"it has no output {LOGITS!r}, only {', '.join(backend.output_names)}")
-    if isinstance(backend, OnnxRuntimeBackend):
-        problems += contradictions(backend.metadata, bundle.manifest.defence, bundle.manifest.input_space)
-    if problems:
-        backend.close()
-        raise BundleError(
-            f"{bundle.root}: {name}: {' and '.join(problems)}", hint=f"sad-deploy export {bundle.root}"
-        )
-    return backend
+def _fastest_on_cpu(bundle: Bundle, options: BackendOptions, passed_over: list[str]) -> OpenedBackend:
+    """Of those that run and are right here. Leave to use TF32 binds nobody, and a CPU has no GPU memory."""
+    options = dataclasses.replace(options, tf32=False)
+    rivals = [BackendChoice.CPU]
+    if is_verifiable(bundle) and importlib.util.find_spec("openvino") is not None:
+        rivals.append(BackendChoice.OPENVINO)
+    if len(rivals) == 1:
+        backend, verified = _checked(bundle, BackendChoice.CPU, options)
+        return OpenedBackend(backend, "; ".join([*passed_over, verified]))
+    right: dict[BackendChoice, Record] = {}
+    problems: list[BackendError | BundleError] = []
+    for rival in rivals:
+        try:
+            found = remembered(key(bundle, rival, options)) or _tried(bundle, rival, options)
+        except (BackendError, BundleError) as error:
+            problems.append(error)
+            continue
+        if found.shortfalls and not options.unverified:
+            file = file_of(bundle, rival, options.precision)
+            problems.append(BackendError(unlike(bundle, rival, file, found)))
+        else:
+            right[rival] = found
+    if not right:
+        raise problems[0]
+    fastest = min(right, key=lambda rival: right[rival].seconds_per_image)
+    backend, verified = _checked(bundle, fastest, options)
+    times = ", ".join(
+        f"{rival} {1000 * record.seconds_per_image:.3g} ms an image" for rival, record in right.items()
+    )
+    why = [*passed_over, *(error.message for error in problems)]
+    why.append(f"the faster here: {times}" if len(right) > 1 else "what runs here")
+    return OpenedBackend(backend, "; ".join([*why, verified]))
+
+
+def _tried(bundle: Bundle, choice: BackendChoice, options: BackendOptions) -> Record:
+    loaded = load(bundle, choice, options)
+    with loaded.backend:
+        found = try_out(bundle, choice, loaded, options)
+    assert found is not None
+    return found

@@ -22,8 +22,9 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from ..devices import available_cores, cuda_devices
+from ..devices import available_cores, cuda_devices, device_name
 from ..errors import BackendError, BundleError, OutOfDeviceMemoryError
+from ..extras import installed_version
 from .batch_limit import BatchLimit, Notice, ignore
 from .binding import Bindings
 from .protocol import INPUT
@@ -39,6 +40,11 @@ class Provider(enum.StrEnum):
     def onnxruntime_name(self) -> str:
         """Name of the execution provider."""
         return {Provider.CPU: "CPUExecutionProvider", Provider.CUDA: "CUDAExecutionProvider"}[self]
+
+
+def version() -> str:
+    """onnxruntime's, without importing it."""
+    return f"onnxruntime {installed_version('onnxruntime-gpu', 'onnxruntime')}"
 
 
 class OnnxRuntimeBackend:
@@ -67,6 +73,7 @@ class OnnxRuntimeBackend:
         notice: Notice = ignore,
     ) -> None:
         self.name = str(provider)
+        self.runs_on = f"{version()} on {device_name(gpu=provider is Provider.CUDA)}"
         self._session: Any = _open_session(model, provider, tf32=tf32, cuda_graphs=cuda_graphs)
         self.metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
         self.output_names = tuple(output.name for output in self._session.get_outputs())

@@ -26,7 +26,8 @@ class Backend(Protocol):
     """A loaded two-pass graph. A context manager; not for several threads at once.
 
     Attributes:
-        name: ``cpu``, ``cuda``, ``tensorrt`` or ``rtx``.
+        name: ``cpu``, ``openvino``, ``cuda``, ``tensorrt`` or ``rtx``.
+        runs_on: Runtime with its version, and the device, for people and to tell two of them apart.
         input_shape: (C, H, W).
         output_names: Names that :meth:`run` can be asked for.
         max_batch: Largest batch that runs in one piece; ``None`` for no limit. Larger ones are split. Where
@@ -35,6 +36,9 @@ class Backend(Protocol):
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def runs_on(self) -> str: ...
 
     @property
     def input_shape(self) -> tuple[int, int, int]: ...

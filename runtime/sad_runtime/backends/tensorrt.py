@@ -15,13 +15,19 @@ import numpy as np
 import numpy.typing as npt
 
 from ..cuda import CudaRuntime
-from ..devices import cuda_devices
+from ..devices import cuda_devices, device_name
 from ..errors import BackendError, BundleError
+from ..extras import installed_version
 from ..tensorrt import EngineInfo, Flavor, error_log, load_tensorrt
 from ..tensorrt.engine import load_engine
 from ..tensorrt.execution import Execution
 from .batch_limit import BatchLimit, Notice, ignore
 from .protocol import INPUT
+
+
+def version(flavor: str) -> str:
+    """Of a flavor's TensorRT, without importing it."""
+    return f"TensorRT ({flavor}) {installed_version(Flavor(flavor).module.replace('_', '-'))}"
 
 
 class TensorRTBackend:
@@ -57,6 +63,7 @@ class TensorRTBackend:
         notice: Notice = ignore,
     ) -> None:
         self.name = str(flavor)
+        self.runs_on = f"{version(flavor.value)} on {device_name(gpu=True)}"
         need = f"the {flavor} backend"
         if problem := cuda_devices().problem:
             raise BackendError(f"{need} needs an NVIDIA GPU: {problem}", hint="use --backend cpu")

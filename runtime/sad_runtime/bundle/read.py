@@ -12,10 +12,10 @@ import fcntl
 import hashlib
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ..choices import Precision
+from ..choices import Precision, Target
 from ..errors import BundleError
 from ..manifest import MANIFEST_NAME, Engine, Graph, Manifest
 
@@ -57,6 +57,11 @@ class Bundle:
             manifest = _read_manifest(root)
             _check_files(root, manifest)
         return cls(root, manifest)
+
+    @property
+    def is_bare(self) -> bool:
+        """Whether it is a bare graph's file, with nothing that a calibration wrote."""
+        return len(self.manifest.files) == 1
 
     def file(self, name: str) -> Path:
         """Path of a listed file, after its SHA-256 was found to be the manifest's (computed once).
@@ -108,15 +113,20 @@ class Bundle:
                 hint="restore the files, or write the bundle again",
             )
 
-    def graph(self, precision: str = "fp32") -> Graph:
+    def graph(self, precision: str = "fp32", targets: Sequence[str] = (Target.PORTABLE,)) -> Graph:
         """The exported graph of a precision.
 
+        Args:
+            precision: Its label.
+            targets: Which of its forms, the first that there is; any other where there is none of them.
+
         Raises:
-            BundleError: There is none.
+            BundleError: There is none of this precision.
         """
-        for graph in self.manifest.graphs:
-            if graph.precision == precision:
-                return graph
+        forms = {graph.target: graph for graph in self.manifest.graphs if graph.precision == precision}
+        for target in (*targets, *forms):
+            if target in forms:
+                return forms[target]
         if self.manifest.graphs:
             has = ", ".join(sorted({graph.precision for graph in self.manifest.graphs}))
             raise BundleError(

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from sad_deploy.data import find_data
-from sad_deploy.data.class_names import read_class_names
+from sad_runtime.class_names import read_class_names
 from sad_runtime.errors import UserError
 
 

@@ -1,0 +1,207 @@
+"""A bare graph of :func:`sad_export.defend` or :func:`sad_export.write_gradient` on this machine's backends.
+
+There is no bundle to carry references, so they are made here: the graph is written once more in float32, from
+the classifier, and checked in onnxruntime against central differences. Then each backend is compared with it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from sad_runtime.acceptance import BATCH_SIZES, Accepted
+from sad_runtime.backends.batch_limit import Notice, ignore
+from sad_runtime.backends.load import GRAPH_BACKENDS
+from sad_runtime.backends.onnxruntime import OnnxRuntimeBackend, Provider
+from sad_runtime.backends.openvino import OpenVinoBackend
+from sad_runtime.backends.protocol import INPUT
+from sad_runtime.choices import BackendChoice
+from sad_runtime.errors import UserError
+from sad_runtime.graph_metadata import PREFIX
+from sad_runtime.verification import References, verdict
+
+from .gradient import Seed
+from .graph.errors import GraphError
+from .graph.expression import Array
+from .graph.session import cpu_session
+from .graph.values import shape_of, static
+from .graph.write import save_graph
+from .input_gradient import OF_KEY, differentiated
+from .loading import Reading, load_classifier
+from .lowering import lowering_for
+from .precision.convert import PRECISION_KEY
+from .trial_images import read_images, smooth_noise
+from .two_pass import Defence, defended
+from .verify import run_graph
+from .verify_forward import verify_forward
+from .verify_gradient import verify_gradient
+
+IMAGES = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class _Stated:
+    """What a file says of itself."""
+
+    settings: Mapping[str, Any]
+    precision: str
+    seed: Seed | None
+
+    @classmethod
+    def of(cls, path: Path, model: ir.Model) -> _Stated:
+        """Read it.
+
+        Raises:
+            GraphError: It is neither a two-pass graph nor a gradient, or takes more than images.
+        """
+        outputs = [value.name for value in model.graph.outputs]
+        metadata = model.metadata_props
+        settings = {
+            key.removeprefix(PREFIX): json.loads(metadata[key])
+            for key in (f"{PREFIX}{name}" for name in ("eta", "normalization", "clip", "mean", "std"))
+            if key in metadata
+        }
+        is_two_pass = "saliency" in outputs and "eta" in settings
+        if not is_two_pass and "gradient" not in outputs:
+            raise GraphError(
+                f"{path} has outputs {', '.join(map(str, outputs))}: neither a two-pass graph nor a gradient",
+                hint="it takes what sad-deploy defend and sad-deploy gradient write",
+            )
+        if len(model.graph.inputs) != 1:
+            raise GraphError(
+                f"{path} takes {model.graph.inputs[1].name} beside the image, and backends run images alone",
+                hint="its check at writing is all there is; gradient without --of has the image alone",
+            )
+        seed = None if is_two_pass else Seed.of(metadata.get(OF_KEY, "largest"))
+        return cls(settings, metadata.get(PRECISION_KEY, "fp32"), seed)
+
+
+def verify_backends(
+    graph: Path,
+    forward: Path,
+    *,
+    backend: BackendChoice = BackendChoice.AUTO,
+    device: str = "CPU",
+    tf32: bool = False,
+    logits: str | None = None,
+    images: Path | None = None,
+    notice: Notice = ignore,
+) -> Iterator[Accepted]:
+    """Compare a bare graph on backends with the classifier that it was made from.
+
+    Args:
+        graph: The file of ``defend`` or ``gradient``.
+        forward: The classifier.
+        backend: This one alone; ``auto`` for ``cpu``, ``openvino`` and ``cuda``.
+        device: What ``openvino`` runs on.
+        tf32: Whether CUDA may round products to TF32.
+        logits: Name of the classifier's logits, where it has several outputs.
+        images: Folder of real images; smoothed noise otherwise.
+        notice: Called with a line for everything of the classifier that is taken otherwise than it stands.
+
+    Yields:
+        One result a backend.
+
+    Raises:
+        UserError: The files do not belong together, or cannot be used.
+    """
+    if backend not in (BackendChoice.AUTO, *GRAPH_BACKENDS):
+        raise UserError(
+            f"--backend {backend} runs engines, and {graph} is a graph", hint="verify a bundle with an engine"
+        )
+    model = ir.load(graph)
+    stated = _Stated.of(graph, model)
+    model.graph.inputs[0].name = INPUT
+    with tempfile.TemporaryDirectory() as folder:
+        renamed = Path(folder) / "model.onnx"
+        ir.save(model, renamed, external_data="model.data")
+        references = _references(stated, model, forward, Path(folder), logits, images, notice)
+        for choice in GRAPH_BACKENDS if backend is BackendChoice.AUTO else (backend,):
+            found = Accepted(graph.name, stated.precision, choice.value)
+            try:
+                with _opened(renamed, choice, stated.precision, device, tf32) as opened:
+                    trial = verdict(
+                        _Named(opened) if stated.seed else opened,
+                        references,
+                        precision="fp16" if tf32 else stated.precision,
+                        batch_sizes=[*BATCH_SIZES, len(references)],
+                    )
+            except UserError as error:
+                yield dataclasses.replace(found, problem=error.message)
+                continue
+            yield dataclasses.replace(
+                found,
+                runs_on=opened.runs_on,
+                figures=trial.figures,
+                shortfalls=trial.shortfalls,
+                ms_per_image=1000 * trial.seconds_per_image,
+            )
+
+
+def _opened(
+    path: Path, choice: BackendChoice, precision: str, device: str, tf32: bool
+) -> OnnxRuntimeBackend | OpenVinoBackend:
+    if choice is BackendChoice.OPENVINO:
+        return OpenVinoBackend(path, precision=precision, device=device)
+    return OnnxRuntimeBackend(path, Provider(choice.value), tf32=tf32 and choice is BackendChoice.CUDA)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Named:
+    """A gradient graph under the names of a two-pass one: its logits are those of the first pass."""
+
+    backend: OnnxRuntimeBackend | OpenVinoBackend
+
+    def run(self, images: Array, outputs: Sequence[str]) -> dict[str, Array]:
+        """See :class:`~sad_runtime.backends.protocol.Backend`."""
+        got = self.backend.run(images, ("logits", "gradient"))
+        return {"logits": got["logits"], "plain_logits": got["logits"], "saliency": got["gradient"]}
+
+
+def _references(
+    stated: _Stated,
+    model: ir.Model,
+    forward: Path,
+    folder: Path,
+    logits: str | None,
+    images: Path | None,
+    notice: Notice,
+) -> References:
+    """What the classifier says: its graph written anew in float32, and checked.
+
+    Raises:
+        UserError: It cannot be, or does not take these images.
+    """
+    channels, height, width = (static(side) for side in shape_of(model.graph.inputs[0])[1:])
+    pixels = (
+        smooth_noise(IMAGES, channels, height, width)
+        if images is None
+        else read_images(images, IMAGES, channels, height, width)
+    )
+    reading = Reading(logits, (height, width), in_float32=True)
+    classifier = load_classifier(forward, reading)
+    for each in classifier.notices:
+        notice(each)
+    anew = folder / "anew.onnx"
+    if stated.seed is not None:
+        save_graph(differentiated(classifier, lowering_for(), stated.seed), anew)
+        verify_gradient(anew, forward, logits=logits, form=classifier.form, seed=stated.seed)
+        session = cpu_session(anew)
+        name = session.get_inputs()[0].name
+        rows = [session.run(["logits", "gradient"], {name: image[None]}) for image in pixels]
+        first, saliency = (np.concatenate([row[i] for row in rows]) for i in range(2))
+        got = {"logits": first, "plain_logits": first, "saliency": saliency}
+    else:
+        defence = Defence(**stated.settings)
+        save_graph(defended(classifier, defence, lowering_for()), anew)
+        verify_forward(anew, forward, pixels, defence, logits=logits, form=classifier.form)
+        got = run_graph(anew, pixels)
+    maps = got["saliency"].reshape(len(pixels), -1)
+    return References(pixels, got["logits"], got["plain_logits"], maps, np.arange(maps.shape[1]))
