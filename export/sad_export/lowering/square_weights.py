@@ -64,7 +64,7 @@ def _give_a_copy(graph: ir.Graph, weight: ir.Value, readers: list[ir.Node]) -> N
     """Let nodes, in the graph's order, read Max(W, W)."""
     first = readers[0]
     # A graph of ours that is differentiated once more has such names already.
-    taken = {value.name for node in graph for value in node.outputs}
+    taken = {value.name for node in graph for value in node.outputs} | set(graph.initializers)
     name = next(
         name
         for name in (f"{weight.name}/transposed{n or ''}/{first.name}" for n in itertools.count())
