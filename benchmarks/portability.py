@@ -52,11 +52,11 @@ FORMS = ("portable", "conv", "cpu", "gradient", "loss", "fp16", "int8")
 BATCHES = (1, 3)
 SECONDS = 300
 LIMITS = {
-    "portable": {"relative_l2": 2e-3, "cosine": 0.999},
-    "fp16": {"relative_l2": 2e-2, "cosine": 0.99},
+    "portable": {"relative_l2": 2e-3, "cosine": 0.99},
+    "fp16": {"relative_l2": 2e-2, "cosine": 0.9},
     "int8": {"relative_l2": 0.2, "cosine": 0.8},
 }
-"""Of logits and saliency, against onnxruntime on the same file; a pre-activation near 0 may change sides."""
+"""Largest of logits and least of the saliency, against onnxruntime on the same file; a pre-activation near 0 may change sides."""
 
 SPAWN = multiprocessing.get_context("spawn")
 

@@ -53,26 +53,13 @@ def with_reference(path: Path, names: list[str]) -> Predict:
 
 
 def with_tract(path: Path, names: list[str]) -> Predict:
-    import onnx
     import tract
 
-    def predict(feeds: Feeds) -> list[Array]:
-        # With the batch left open, tract refuses a Reshape between it and the channels; and it takes no number
-        # for the input where shapes inside the file name the batch N.
-        graph = onnx.load(str(path))
-        inside = graph.graph
-        for value in (*inside.input, *inside.value_info, *inside.output):
-            for dim in value.type.tensor_type.shape.dim:
-                if dim.dim_param:
-                    dim.dim_value = len(next(iter(feeds.values())))
-        fixed = path.with_suffix(".fixed.onnx")
-        onnx.save(graph, str(fixed))
-        model = tract.onnx().load(str(fixed))
-        inputs = [model.input_name(i) for i in range(model.input_count())]
-        runnable = model.into_model().into_runnable()
-        return [value.to_numpy() for value in runnable.run([feeds[name] for name in inputs])]
-
-    return predict
+    # With the batch as the file has it: a number instead contradicts the shapes inside, which name it N.
+    model = tract.onnx().load(str(path))
+    inputs = [model.input_name(i) for i in range(model.input_count())]
+    runnable = model.into_model().into_runnable()
+    return lambda feeds: [value.to_numpy() for value in runnable.run([feeds[name] for name in inputs])]
 
 
 def with_tinygrad(path: Path, names: list[str]) -> Predict:
