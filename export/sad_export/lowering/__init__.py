@@ -78,7 +78,7 @@ def lowering_for(
         return Lowering(Integers, form, before=(StridedStemPass(),))
     if is_cpu:
         rewrites = (NchwcGroupsPass(), NchwcAffinePass())
-        return Lowering(Nchwc, form, before=rewrites, after=(NchwcBroadcastPass(),))
+        return Lowering(Nchwc, form, before=rewrites, after=(NchwcBroadcastPass(), SquareWeightsPass()))
     if form is ConvGradient.AUTO and saliency is Precision.BF16:
         form = ConvGradient.CONV
     words = PackedFp16 if saliency is Precision.FP16 else Portable
