@@ -56,7 +56,7 @@ LIMITS = {
     "fp16": {"relative_l2": 2e-2, "cosine": 0.9},
     "int8": {"relative_l2": 0.2, "cosine": 0.8},
 }
-"""Largest of logits and least of the saliency, against onnxruntime on the same file; a pre-activation near 0 may change sides."""
+"""Largest error of logits and least cosine of the saliency, against onnxruntime on the same file."""
 
 SPAWN = multiprocessing.get_context("spawn")
 
