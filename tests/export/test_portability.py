@@ -34,7 +34,7 @@ from tests.support.models import forward_onnx, randomised
 
 Array = np.ndarray[Any, Any]
 SIDE, CLASSES = 32, 7
-IMAGES = smooth_noise(3, 3, SIDE, SIDE)
+IMAGES = smooth_noise(2, 3, SIDE, SIDE)
 
 
 def small_vgg() -> nn.Module:
