@@ -132,6 +132,7 @@ def verify_backends(
                         references,
                         precision="fp16" if tf32 else stated.precision,
                         batch_sizes=[*BATCH_SIZES, len(references)],
+                        timed=len(references),
                     )
             except UserError as error:
                 yield dataclasses.replace(found, problem=error.message)
@@ -141,7 +142,7 @@ def verify_backends(
                 runs_on=opened.runs_on,
                 figures=trial.figures,
                 shortfalls=trial.shortfalls,
-                ms_per_image=1000 * trial.seconds_per_image,
+                ms_per_image=1000 * (trial.seconds_per_image or 0.0),
             )
 
 

@@ -118,6 +118,7 @@ def _tried(
                 references,
                 precision="fp16" if options.tf32 else what.precision,
                 batch_sizes=sizes,
+                timed=len(references),
                 known=accepted_figures(bundle, what.file),
             )
             return dataclasses.replace(
@@ -125,7 +126,7 @@ def _tried(
                 runs_on=loaded.backend.runs_on,
                 figures=trial.figures,
                 shortfalls=trial.shortfalls,
-                ms_per_image=1000 * trial.seconds_per_image,
+                ms_per_image=1000 * (trial.seconds_per_image or 0.0),
             )
     except UserError as error:
         return dataclasses.replace(found, problem=error.message)

@@ -45,8 +45,17 @@ def _runtime(choice: BackendChoice) -> str:
     return openvino.version() if choice is BackendChoice.OPENVINO else tensorrt.version(choice.value)
 
 
-def try_out(bundle: Bundle, choice: BackendChoice, loaded: Loaded, options: BackendOptions) -> Record | None:
+def try_out(
+    bundle: Bundle, choice: BackendChoice, loaded: Loaded, options: BackendOptions, *, timed: bool = False
+) -> Record | None:
     """What a loaded backend computes on the first of the bundle's images; None where it has no references.
+
+    Args:
+        bundle: Where it was loaded from.
+        choice: Which backend it is.
+        loaded: It.
+        options: How it was loaded.
+        timed: Whether to take its time too, with as many images as keep every core busy.
 
     Raises:
         BackendError: It failed on them.
@@ -60,6 +69,7 @@ def try_out(bundle: Bundle, choice: BackendChoice, loaded: Loaded, options: Back
         references,
         precision="fp16" if options.tf32 else options.precision,
         batch_sizes=(len(references),),
+        timed=openvino.PIECE * openvino.streams() if timed else None,
         known=accepted_figures(bundle, loaded.file),
     )
     record = Record(trial.shortfalls, trial.seconds_per_image, len(references))

@@ -83,11 +83,13 @@ def _fastest_on_cpu(bundle: Bundle, options: BackendOptions, passed_over: list[s
     if len(rivals) == 1:
         backend, verified = _checked(bundle, BackendChoice.CPU, options)
         return OpenedBackend(backend, "; ".join([*passed_over, verified]))
-    right: dict[BackendChoice, Record] = {}
+    right: dict[BackendChoice, float] = {}
     problems: list[BackendError | BundleError] = []
     for rival in rivals:
         try:
-            found = remembered(key(bundle, rival, options)) or _tried(bundle, rival, options)
+            found = remembered(key(bundle, rival, options))
+            if found is None or found.seconds_per_image is None:
+                found = _tried(bundle, rival, options)
         except (BackendError, BundleError) as error:
             problems.append(error)
             continue
@@ -95,14 +97,12 @@ def _fastest_on_cpu(bundle: Bundle, options: BackendOptions, passed_over: list[s
             file = file_of(bundle, rival, options.precision)
             problems.append(BackendError(unlike(bundle, rival, file, found)))
         else:
-            right[rival] = found
+            right[rival] = found.seconds_per_image or 0.0
     if not right:
         raise problems[0]
-    fastest = min(right, key=lambda rival: right[rival].seconds_per_image)
+    fastest = min(right, key=lambda rival: right[rival])
     backend, verified = _checked(bundle, fastest, options)
-    times = ", ".join(
-        f"{rival} {1000 * record.seconds_per_image:.3g} ms an image" for rival, record in right.items()
-    )
+    times = ", ".join(f"{rival} {1000 * seconds:.3g} ms an image" for rival, seconds in right.items())
     why = [*passed_over, *(error.message for error in problems)]
     why.append(f"the faster here: {times}" if len(right) > 1 else "what runs here")
     return OpenedBackend(backend, "; ".join([*why, verified]))
@@ -111,6 +111,6 @@ def _fastest_on_cpu(bundle: Bundle, options: BackendOptions, passed_over: list[s
 def _tried(bundle: Bundle, choice: BackendChoice, options: BackendOptions) -> Record:
     loaded = load(bundle, choice, options)
     with loaded.backend:
-        found = try_out(bundle, choice, loaded, options)
+        found = try_out(bundle, choice, loaded, options, timed=True)
     assert found is not None
     return found

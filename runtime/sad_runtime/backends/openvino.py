@@ -41,6 +41,11 @@ def version() -> str:
     return f"OpenVINO {installed_version('openvino')}"
 
 
+def streams() -> int:
+    """How many pieces the CPU computes at once."""
+    return min(available_cores(), _MOST_STREAMS)
+
+
 class OpenVinoBackend:
     """An ONNX graph in OpenVINO; see :class:`~sad_runtime.backends.protocol.Backend`.
 
@@ -222,8 +227,7 @@ def _settings(core: Any, device: str, precision: str) -> dict[str, Any]:
         )
     settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": _HINTS[lowest]}
     if device == "CPU":
-        cores = available_cores()
-        settings |= {"INFERENCE_NUM_THREADS": cores, "NUM_STREAMS": min(cores, _MOST_STREAMS)}
+        settings |= {"INFERENCE_NUM_THREADS": available_cores(), "NUM_STREAMS": streams()}
     return settings
 
 

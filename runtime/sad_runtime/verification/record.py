@@ -25,12 +25,12 @@ class Record:
 
     Attributes:
         shortfalls: Figures outside their tolerance, in words; empty if all was well.
-        seconds_per_image: Of the trial's largest batch.
+        seconds_per_image: Wall time; None where none was taken.
         images: How many it was tried on.
     """
 
     shortfalls: tuple[str, ...]
-    seconds_per_image: float
+    seconds_per_image: float | None
     images: int
 
 
@@ -44,9 +44,8 @@ def remembered(key: str) -> Record | None:
     """What was found before, if it was and can be read."""
     try:
         found = json.loads(_path(key).read_bytes())
-        return Record(
-            tuple(map(str, found["shortfalls"])), float(found["seconds_per_image"]), int(found["images"])
-        )
+        seconds = None if found["seconds_per_image"] is None else float(found["seconds_per_image"])
+        return Record(tuple(map(str, found["shortfalls"])), seconds, int(found["images"]))
     except (OSError, ValueError, KeyError, TypeError, RuntimeError):  # the last: nobody's home is known
         return None
 

@@ -35,12 +35,12 @@ class Trial:
     Attributes:
         figures: The worst over the batch sizes.
         shortfalls: Every figure outside its tolerance, in words; empty if all is well.
-        seconds_per_image: Wall time of the largest batch, run again.
+        seconds_per_image: Wall time; None where none was taken.
     """
 
     figures: Verification
     shortfalls: tuple[str, ...]
-    seconds_per_image: float
+    seconds_per_image: float | None
 
 
 def verdict(
@@ -49,6 +49,7 @@ def verdict(
     *,
     precision: str,
     batch_sizes: Sequence[int],
+    timed: int | None = None,
     known: Mapping[str, float] | None = None,
 ) -> Trial:
     """Run a backend on all references in batches of several sizes.
@@ -58,6 +59,7 @@ def verdict(
         references: At least two images.
         precision: Label of the graph's precision; ``fp16`` for products rounded to TF32.
         batch_sizes: Images at once; each size is run over all images.
+        timed: Images in the batch whose time is taken, after that; None for no time.
         known: The figures that the export accepted, where it accepted some outside their tolerance.
 
     Raises:
@@ -68,7 +70,9 @@ def verdict(
         for size in batch_sizes
     ]
     figures = worst(found)
-    seconds = _seconds(backend, references.images[: max(batch_sizes)])
+    seconds = None
+    if timed is not None:
+        seconds = _seconds(backend, references.images[np.arange(timed) % len(references)])
     tolerance = TOLERANCES[Precision.lowest_of(precision)]
     few = _for(len(references), tolerance.label_agreement)
     export = Verification.of(known or {})
