@@ -106,11 +106,7 @@ def export_bundle(
     flavor = engine.check() if engine else None
     source = _Source.of(bundle, options.variant.least_opset, status)
     old = source.manifest
-    forms = [options]
-    if not options.variant.is_fp32 and all(graph.precision != FP32.label for graph in old.graphs):
-        forms.insert(0, GraphOptions(target=options.target, conv_gradient=options.conv_gradient))
-    if also_for_cpu and options.target == Target.PORTABLE and options.variant.has_cpu_form:
-        forms.append(dataclasses.replace(options, target=Target.CPU))
+    forms = _forms(old, options, also_for_cpu)
     replaced = {(form.variant.label, form.target) for form in forms}
     stale = {graph.file for graph in old.graphs if (graph.precision, graph.target) in replaced}
     old_engines = [each for each in old.engines if each.graph in stale]
@@ -135,6 +131,16 @@ def export_bundle(
         next((each.engine for each in made if each.engine), None),
         tuple(each.file for each in old_engines if each.file not in files),
     )
+
+
+def _forms(old: Manifest, options: GraphOptions, also_for_cpu: bool) -> list[GraphOptions]:
+    """Every graph that is to be written."""
+    forms = [options]
+    if not options.variant.is_fp32 and all(graph.precision != FP32.label for graph in old.graphs):
+        forms.insert(0, GraphOptions(target=options.target, conv_gradient=options.conv_gradient))
+    if also_for_cpu and options.target == Target.PORTABLE and options.variant.has_cpu_form:
+        forms.append(dataclasses.replace(options, target=Target.CPU))
+    return forms
 
 
 @dataclasses.dataclass(frozen=True)

@@ -127,23 +127,32 @@ def verify_backends(
             found = Accepted(graph.name, stated.precision, choice.value)
             try:
                 with _opened(renamed, choice, stated.precision, device, tf32) as opened:
-                    trial = verdict(
-                        _Named(opened) if stated.seed else opened,
-                        references,
-                        precision="fp16" if tf32 else stated.precision,
-                        batch_sizes=[*BATCH_SIZES, len(references)],
-                        timed=len(references),
-                    )
+                    yield _compared(found, opened, stated, references, tf32)
             except UserError as error:
                 yield dataclasses.replace(found, problem=error.message)
-                continue
-            yield dataclasses.replace(
-                found,
-                runs_on=opened.runs_on,
-                figures=trial.figures,
-                shortfalls=trial.shortfalls,
-                ms_per_image=1000 * (trial.seconds_per_image or 0.0),
-            )
+
+
+def _compared(
+    found: Accepted,
+    opened: OnnxRuntimeBackend | OpenVinoBackend,
+    stated: _Stated,
+    references: References,
+    tf32: bool,
+) -> Accepted:
+    trial = verdict(
+        _Named(opened) if stated.seed else opened,
+        references,
+        precision="fp16" if tf32 else stated.precision,
+        batch_sizes=[*BATCH_SIZES, len(references)],
+        timed=len(references),
+    )
+    return dataclasses.replace(
+        found,
+        runs_on=opened.runs_on,
+        figures=trial.figures,
+        shortfalls=trial.shortfalls,
+        ms_per_image=1000 * (trial.seconds_per_image or 0.0),
+    )
 
 
 def _opened(

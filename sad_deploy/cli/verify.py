@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +14,7 @@ from sad_runtime.errors import UserError
 from sad_runtime.extras import require
 
 from .console import print_error, print_json, print_note, print_result, print_status
-from .options import DEFAULT_BUNDLE, AsJson
+from .options import DEFAULT_BUNDLE, AsJson, expanded
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -23,6 +24,40 @@ if TYPE_CHECKING:
 _EXIT_WRONG = 2
 
 
+@dataclasses.dataclass(frozen=True)
+class VerifyChoices:
+    """What is tried, and what a bare graph is compared with."""
+
+    backend: Annotated[BackendChoice, typer.Option(help="This one alone; auto: all.")] = BackendChoice.AUTO
+    precision: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="This one alone.", show_default="all that there are"),
+    ] = None
+    device: Annotated[
+        str, typer.Option(metavar="NAME", help="What --backend openvino runs on: CPU, GPU, NPU.")
+    ] = "CPU"
+    tf32: Annotated[bool, typer.Option("--tf32", help="Let a GPU round products of float32 to TF32.")] = False
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FORWARD.onnx", help="The classifier that a bare graph was made from.", show_default=False
+        ),
+    ] = None
+    logits: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="With --against: its output that holds the logits.", show_default=False
+        ),
+    ] = None
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="With --against: real images to compare on.", show_default="smoothed noise"
+        ),
+    ] = None
+
+
+@expanded
 def verify(
     what: Annotated[
         Path,
@@ -31,35 +66,7 @@ def verify(
         ),
     ] = DEFAULT_BUNDLE,
     *,
-    backend: Annotated[BackendChoice, typer.Option(help="This one alone; auto: all.")] = BackendChoice.AUTO,
-    precision: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="This one alone.", show_default="all that there are"),
-    ] = None,
-    device: Annotated[
-        str, typer.Option(metavar="NAME", help="What --backend openvino runs on: CPU, GPU, NPU.")
-    ] = "CPU",
-    tf32: Annotated[
-        bool, typer.Option("--tf32", help="Let a GPU round products of float32 to TF32.")
-    ] = False,
-    against: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FORWARD.onnx", help="The classifier that a bare graph was made from.", show_default=False
-        ),
-    ] = None,
-    logits: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME", help="With --against: its output that holds the logits.", show_default=False
-        ),
-    ] = None,
-    images: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FOLDER", help="With --against: real images to compare on.", show_default="smoothed noise"
-        ),
-    ] = None,
+    choices: VerifyChoices,
     as_json: AsJson = False,
 ) -> None:
     """Run every graph and engine that loads here and compare it with what PyTorch said at export.
@@ -68,32 +75,7 @@ def verify(
     anything that runs is outside its tolerance, or nothing runs. A bare graph is compared with the classifier
     that it was made from: its logits, and the slope along the gradient.
     """
-    if what.is_file() or against is not None:
-        if against is None:
-            raise UserError(
-                f"{what} is a file: what should it be compared with?",
-                hint=f"sad-deploy verify {what} --against FORWARD.onnx",
-            )
-        require("onnx_ir", extra="export", need="sad-deploy verify --against")
-        from sad_export.verify_backend import verify_backends
-
-        found = verify_backends(
-            what,
-            against,
-            backend=backend,
-            device=device,
-            tf32=tf32,
-            logits=logits,
-            images=images,
-            notice=print_note,
-        )
-    else:
-        from sad_runtime.acceptance import verify_bundle
-        from sad_runtime.backends import BackendOptions
-        from sad_runtime.bundle import Bundle
-
-        options = BackendOptions(device=device, tf32=tf32)
-        found = verify_bundle(Bundle.open(what), backend=backend, precision=precision, options=options)
+    found = _found(what, choices)
     results = []
     for each in found:
         results.append(each)
@@ -107,6 +89,41 @@ def verify(
         print_error(f"{each.file} on {each.backend}: {'; '.join(each.shortfalls)}")
     if wrong or all(each.figures is None for each in results):
         raise typer.Exit(_EXIT_WRONG)
+
+
+def _found(what: Path, choices: VerifyChoices) -> Iterator[Accepted]:
+    """The results, as soon as they are known.
+
+    Raises:
+        UserError: There is nothing to compare, or to compare with.
+    """
+    if what.is_file() or choices.against is not None:
+        if choices.against is None:
+            raise UserError(
+                f"{what} is a file: what should it be compared with?",
+                hint=f"sad-deploy verify {what} --against FORWARD.onnx",
+            )
+        require("onnx_ir", extra="export", need="sad-deploy verify --against")
+        from sad_export.verify_backend import verify_backends
+
+        return verify_backends(
+            what,
+            choices.against,
+            backend=choices.backend,
+            device=choices.device,
+            tf32=choices.tf32,
+            logits=choices.logits,
+            images=choices.images,
+            notice=print_note,
+        )
+    from sad_runtime.acceptance import verify_bundle
+    from sad_runtime.backends import BackendOptions
+    from sad_runtime.bundle import Bundle
+
+    options = BackendOptions(device=choices.device, tf32=choices.tf32)
+    return verify_bundle(
+        Bundle.open(what), backend=choices.backend, precision=choices.precision, options=options
+    )
 
 
 def _line(each: Accepted) -> str:
