@@ -3,7 +3,7 @@
 OpenVINO computes a graph of a fixed batch up to a fifth faster than one of any batch, and small batches on
 several streams faster than a large one on all cores. So a batch is cut into pieces of one size, which the
 streams take in turns, and the last piece is filled up; fewer images than a piece run one by one. Its cache of
-compiled graphs is not used: it is larger than the graph and loads no faster than that is compiled
+compiled graphs is not used: it is larger than the graph and saves half a second at best
 (benchmarks/openvino_pieces.py).
 """
 
@@ -28,7 +28,7 @@ from .batch_limit import BatchLimit, Notice, ignore
 from .protocol import INPUT
 
 PIECE = 4
-"""Images to a request. From 1 to 8 they take the same time each, and more take longer."""
+"""Images to a request. From 1 to 4 they take about the same time each, and more take longer."""
 _MOST_STREAMS = 8
 """As many as a batch of 32 has pieces."""
 _NEED = "the openvino backend"
