@@ -76,8 +76,9 @@ def _graph_jobs(model: nn.Module, x: Tensor) -> dict[str, Callable[[], Any]]:
             path = Path(folder) / "graph.onnx"
             onnx.save(graph, str(path))
             if precision == "fp32":
-                run = session(path).run
-                jobs[label.format("onnxruntime")] = functools.partial(run, None, {"image": x.numpy()})
+                loaded = session(path)
+                feed = {loaded.get_inputs()[0].name: x.numpy()}
+                jobs[label.format("onnxruntime")] = functools.partial(loaded.run, None, feed)
             if precision == "fp32" or "BF16" in CORE.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
                 jobs[label.format("openvino")] = _openvino_job(path, x, precision)
     return jobs
