@@ -18,8 +18,8 @@ import onnx_ir as ir
 
 from sad_runtime.acceptance import BATCH_SIZES, Accepted
 from sad_runtime.backends.batch_limit import Notice, ignore
-from sad_runtime.backends.load import GRAPH_BACKENDS
-from sad_runtime.backends.onnxruntime import OnnxRuntimeBackend, Provider
+from sad_runtime.backends.load import GRAPH_BACKENDS, BackendOptions, open_graph
+from sad_runtime.backends.onnxruntime import OnnxRuntimeBackend
 from sad_runtime.backends.openvino import OpenVinoBackend
 from sad_runtime.backends.protocol import INPUT
 from sad_runtime.choices import BackendChoice
@@ -125,42 +125,23 @@ def verify_backends(
         references = _references(stated, model, forward, Path(folder), logits, images, notice)
         for choice in GRAPH_BACKENDS if backend is BackendChoice.AUTO else (backend,):
             found = Accepted(graph.name, stated.precision, choice.value)
+            on_gpu = choice is BackendChoice.CUDA
+            options = BackendOptions(precision=stated.precision, tf32=tf32 and on_gpu, device=device)
             try:
-                with _opened(renamed, choice, stated.precision, device, tf32) as opened:
-                    yield _compared(found, opened, stated, references, tf32)
+                with open_graph(renamed, choice, options) as opened:
+                    trial = verdict(
+                        _Named(opened) if stated.seed else opened,
+                        references,
+                        precision=stated.precision,
+                        tf32=tf32,
+                        batch_sizes=[*BATCH_SIZES, len(references)],
+                        timed=len(references),
+                    )
             except UserError as error:
-                yield dataclasses.replace(found, problem=error.message)
-
-
-def _compared(
-    found: Accepted,
-    opened: OnnxRuntimeBackend | OpenVinoBackend,
-    stated: _Stated,
-    references: References,
-    tf32: bool,
-) -> Accepted:
-    trial = verdict(
-        _Named(opened) if stated.seed else opened,
-        references,
-        precision="fp16" if tf32 else stated.precision,
-        batch_sizes=[*BATCH_SIZES, len(references)],
-        timed=len(references),
-    )
-    return dataclasses.replace(
-        found,
-        runs_on=opened.runs_on,
-        figures=trial.figures,
-        shortfalls=trial.shortfalls,
-        ms_per_image=1000 * (trial.seconds_per_image or 0.0),
-    )
-
-
-def _opened(
-    path: Path, choice: BackendChoice, precision: str, device: str, tf32: bool
-) -> OnnxRuntimeBackend | OpenVinoBackend:
-    if choice is BackendChoice.OPENVINO:
-        return OpenVinoBackend(path, precision=precision, device=device)
-    return OnnxRuntimeBackend(path, Provider(choice.value), tf32=tf32 and choice is BackendChoice.CUDA)
+                found = dataclasses.replace(found, problem=error.message)
+            else:
+                found = found.ran(opened.runs_on, trial)
+            yield found
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,12 +6,12 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 
 from .backends.accept import accepted_figures
-from .backends.load import GRAPH_BACKENDS, BackendOptions, load
+from .backends.load import DEFAULTS, GRAPH_BACKENDS, BackendOptions, load
 from .bundle import Bundle
 from .choices import BackendChoice
 from .errors import BundleError, UserError
 from .manifest import Engine, Graph
-from .verification import References, Verification, verdict
+from .verification import References, Trial, Verification, verdict
 from .verification.references import read_references
 
 BATCH_SIZES = (1, 3)
@@ -42,6 +42,16 @@ class Accepted:
     problem: str | None = None
     ms_per_image: float | None = None
 
+    def ran(self, runs_on: str, trial: Trial) -> Accepted:
+        """With what a trial of it found."""
+        return dataclasses.replace(
+            self,
+            runs_on=runs_on,
+            figures=trial.figures,
+            shortfalls=trial.shortfalls,
+            ms_per_image=1000 * (trial.seconds_per_image or 0.0),
+        )
+
     @property
     def verdict(self) -> str:
         """``verified``, ``wrong``, or ``does not run``."""
@@ -55,7 +65,7 @@ def verify_bundle(
     *,
     backend: BackendChoice = BackendChoice.AUTO,
     precision: str | None = None,
-    options: BackendOptions = BackendOptions(),  # noqa: B008 -- frozen
+    options: BackendOptions = DEFAULTS,
 ) -> Iterator[Accepted]:
     """Run what the bundle holds at batch 1, 3 and full.
 
@@ -116,17 +126,12 @@ def _tried(
             trial = verdict(
                 loaded.backend,
                 references,
-                precision="fp16" if options.tf32 else what.precision,
+                precision=what.precision,
+                tf32=options.tf32,
                 batch_sizes=sizes,
                 timed=len(references),
                 known=accepted_figures(bundle, what.file),
             )
-            return dataclasses.replace(
-                found,
-                runs_on=loaded.backend.runs_on,
-                figures=trial.figures,
-                shortfalls=trial.shortfalls,
-                ms_per_image=1000 * (trial.seconds_per_image or 0.0),
-            )
+            return found.ran(loaded.backend.runs_on, trial)
     except UserError as error:
         return dataclasses.replace(found, problem=error.message)

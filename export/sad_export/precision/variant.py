@@ -100,7 +100,7 @@ class Variant:
     @property
     def lowest(self) -> Precision:
         """The coarser of the two, by the bits of its significand: fp32, fp16, bf16, int8."""
-        return max(self.precision, self.saliency, key=list(Precision).index)
+        return Precision.lowest_of(self.label)
 
     def suffixed(self, name: str, target: str = Target.PORTABLE) -> str:
         """A file's name in this variant: ``model.onnx``, in int8 for a CPU ``model.int8.cpu.onnx``."""

@@ -67,7 +67,8 @@ def try_out(
     trial = verdict(
         loaded.backend,
         references,
-        precision="fp16" if options.tf32 else options.precision,
+        precision=options.precision,
+        tf32=options.tf32,
         batch_sizes=(len(references),),
         timed=openvino.PIECE * openvino.streams() if timed else None,
         known=accepted_figures(bundle, loaded.file),
@@ -86,8 +87,21 @@ def accepted_figures(bundle: Bundle, file: str) -> dict[str, float] | None:
     return None
 
 
-def check(bundle: Bundle, choice: BackendChoice, loaded: Loaded, options: BackendOptions) -> str:
+def check(
+    bundle: Bundle,
+    choice: BackendChoice,
+    loaded: Loaded,
+    options: BackendOptions,
+    record: Record | None = None,
+) -> str:
     """Refuse a backend that computes something else than the bundle's references say.
+
+    Args:
+        bundle: Where it was loaded from.
+        choice: Which backend it is.
+        loaded: It.
+        options: How it was loaded.
+        record: What a trial found, if that is known already.
 
     Returns:
         How it was verified, in a few words.
@@ -99,7 +113,7 @@ def check(bundle: Bundle, choice: BackendChoice, loaded: Loaded, options: Backen
         if bundle.is_bare:
             return f"not verified here: sad-deploy verify {bundle.root / loaded.file} --against FORWARD.onnx"
         return f"not verified here: the bundle has no references, sad-deploy export {bundle.root} adds them"
-    record = remembered(key(bundle, choice, options))
+    record = record or remembered(key(bundle, choice, options))
     earlier = record is not None
     if record is None:
         try:

@@ -69,9 +69,11 @@ def open_backend(
     return _fastest_on_cpu(bundle, options, passed_over)
 
 
-def _checked(bundle: Bundle, choice: BackendChoice, options: BackendOptions) -> tuple[Backend, str]:
+def _checked(
+    bundle: Bundle, choice: BackendChoice, options: BackendOptions, record: Record | None = None
+) -> tuple[Backend, str]:
     loaded = load(bundle, choice, options)
-    return loaded.backend, check(bundle, choice, loaded, options)
+    return loaded.backend, check(bundle, choice, loaded, options, record)
 
 
 def _fastest_on_cpu(bundle: Bundle, options: BackendOptions, passed_over: list[str]) -> OpenedBackend:
@@ -83,7 +85,7 @@ def _fastest_on_cpu(bundle: Bundle, options: BackendOptions, passed_over: list[s
     if len(rivals) == 1:
         backend, verified = _checked(bundle, BackendChoice.CPU, options)
         return OpenedBackend(backend, "; ".join([*passed_over, verified]))
-    right: dict[BackendChoice, float] = {}
+    right: dict[BackendChoice, Record] = {}
     problems: list[BackendError | BundleError] = []
     for rival in rivals:
         try:
@@ -97,12 +99,13 @@ def _fastest_on_cpu(bundle: Bundle, options: BackendOptions, passed_over: list[s
             file = file_of(bundle, rival, options.precision)
             problems.append(BackendError(unlike(bundle, rival, file, found)))
         else:
-            right[rival] = found.seconds_per_image or 0.0
+            right[rival] = found
     if not right:
         raise problems[0]
-    fastest = min(right, key=lambda rival: right[rival])
-    backend, verified = _checked(bundle, fastest, options)
-    times = ", ".join(f"{rival} {1000 * seconds:.3g} ms an image" for rival, seconds in right.items())
+    seconds = {rival: record.seconds_per_image or 0.0 for rival, record in right.items()}
+    fastest = min(seconds, key=lambda rival: seconds[rival])
+    backend, verified = _checked(bundle, fastest, options, right[fastest])
+    times = ", ".join(f"{rival} {1000 * taken:.3g} ms an image" for rival, taken in seconds.items())
     why = [*passed_over, *(error.message for error in problems)]
     why.append(f"the faster here: {times}" if len(right) > 1 else "what runs here")
     return OpenedBackend(backend, "; ".join([*why, verified]))

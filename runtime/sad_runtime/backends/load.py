@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 from ..bundle import Bundle
 from ..choices import BackendChoice, Target
@@ -95,7 +96,7 @@ def load(
     backend: Backend
     problems = []
     if choice in GRAPH_BACKENDS:
-        backend = _of_graph(bundle, name, choice, options)
+        backend = open_graph(bundle.file(name), choice, options)
         problems += contradictions(backend.metadata, bundle.manifest.defence, bundle.manifest.input_space)
     else:
         flavor = Flavor(choice.value)
@@ -117,17 +118,29 @@ def load(
     return Loaded(backend, name)
 
 
-def _of_graph(
-    bundle: Bundle, name: str, choice: BackendChoice, options: BackendOptions
+def open_graph(
+    path: Path, choice: BackendChoice, options: BackendOptions
 ) -> OnnxRuntimeBackend | OpenVinoBackend:
+    """Load a graph's file.
+
+    Args:
+        path: The file.
+        choice: One of :data:`GRAPH_BACKENDS`.
+        options: How; its ``precision`` is the graph's.
+
+    Raises:
+        BackendError: It cannot run here, or not as asked for.
+        MissingExtraError: The backend's package is not installed.
+        BundleError: The graph's input is not a batch of images of one size.
+    """
     if options.tf32 and choice is not BackendChoice.CUDA:
         raise BackendError(f"the {choice} backend has no TF32", hint="leave out --tf32, or use a GPU")
-    path, precision = bundle.file(name), options.precision
+    precision = options.precision
     if choice is BackendChoice.OPENVINO:
         return OpenVinoBackend(path, precision=precision, device=options.device, notice=options.notice)
     if choice is BackendChoice.CPU and "bf16" in precision:
         raise BackendError(
-            f"onnxruntime's CPU has no bf16 kernels, so {name} does not run on it",
+            f"onnxruntime's CPU has no bf16 kernels, so {path.name} does not run on it",
             hint="a TensorRT engine runs it; on the CPU use --precision fp32",
         )
     return OnnxRuntimeBackend(path, Provider(choice.value), tf32=options.tf32, notice=options.notice)

@@ -48,6 +48,7 @@ def verdict(
     references: References,
     *,
     precision: str,
+    tf32: bool = False,
     batch_sizes: Sequence[int],
     timed: int | None = None,
     known: Mapping[str, float] | None = None,
@@ -57,7 +58,8 @@ def verdict(
     Args:
         backend: Loaded.
         references: At least two images.
-        precision: Label of the graph's precision; ``fp16`` for products rounded to TF32.
+        precision: Label of the graph's precision.
+        tf32: Whether products were rounded to TF32, which has the significand of fp16.
         batch_sizes: Images at once; each size is run over all images.
         timed: Images in the batch whose time is taken, after that; None for no time.
         known: The figures that the export accepted, where it accepted some outside their tolerance.
@@ -73,7 +75,7 @@ def verdict(
     seconds = None
     if timed is not None:
         seconds = _seconds(backend, references.images[np.arange(timed) % len(references)])
-    tolerance = TOLERANCES[Precision.lowest_of(precision)]
+    tolerance = TOLERANCES[Precision.FP16 if tf32 else Precision.lowest_of(precision)]
     few = _for(len(references), tolerance.label_agreement)
     export = Verification.of(known or {})
     accepted = {name for name, _ in export.outside(tolerance)} if export else set()
