@@ -1,4 +1,4 @@
-"""A calibrated model's way into a bundle and back: Φ1, unfolded, and a few held-out images."""
+"""A calibrated model's way into a bundle and back: Φ1, unfolded, Φ0's statistics, and a few held-out images."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sad_runtime.bundle import Bundle, write_bundle
-from sad_runtime.errors import UserError
+from sad_runtime.errors import BundleError, UserError
 from sad_runtime.manifest import Manifest, ModelSource
 from sad_runtime.verification.samples import SAMPLES, read_samples
 
@@ -25,6 +25,8 @@ from .models.plain import fix_weights, materialise
 from .to_onnx import to_onnx
 
 WEIGHTS = "weights.safetensors"
+BASE_STATISTICS = "base_statistics.safetensors"
+"""The buffers in which Φ0, the network before calibration, differs from Φ1; all its weights are the same."""
 
 
 def load_calibrated(bundle: Bundle | Path | str) -> tuple[nn.Module, Manifest]:
@@ -42,6 +44,27 @@ def load_calibrated(bundle: Bundle | Path | str) -> tuple[nn.Module, Manifest]:
     model = rebuilt(source, opened.manifest.preprocessing.shape)
     load_weights(model, read_state_dict(path), source=str(path), num_classes=source.num_classes)
     return model.eval(), opened.manifest
+
+
+def load_base(bundle: Bundle) -> nn.Module | None:
+    """Φ0 of a bundle, the network that was calibrated, unfolded, in eval mode on the CPU.
+
+    Returns:
+        None if the bundle was calibrated before Φ0's statistics were kept.
+
+    Raises:
+        UserError: As :func:`load_calibrated`; or the statistics are not this network's.
+    """
+    if BASE_STATISTICS not in bundle.manifest.files:
+        return None
+    model, _ = load_calibrated(bundle)
+    path = bundle.file(BASE_STATISTICS)
+    state, kept = model.state_dict(), read_state_dict(path)
+    foreign = [name for name, value in kept.items() if name not in state or state[name].shape != value.shape]
+    if foreign:
+        raise BundleError(f"{path} is not of this bundle's network: {foreign[0]}", hint="calibrate it again")
+    model.load_state_dict(state | kept)
+    return model
 
 
 def rebuilt(source: ModelSource, shape: tuple[int, int, int]) -> nn.Module:
@@ -94,7 +117,12 @@ def load_samples(bundle: Bundle) -> ImageSet | None:
 
 
 def write_calibrated(
-    destination: Path, model: nn.Module, manifest: Manifest, samples: ImageSet | None
+    destination: Path,
+    model: nn.Module,
+    manifest: Manifest,
+    samples: ImageSet | None,
+    *,
+    base: nn.Module | None = None,
 ) -> None:
     """Write a bundle, whole or not at all.
 
@@ -103,13 +131,22 @@ def write_calibrated(
         model: Φ1, unfolded.
         manifest: All but the file hashes, which the writer fills in.
         samples: Held-out images to store, or None.
+        base: Φ0, whose statistics are stored beside Φ1, or None.
 
     Raises:
         UserError: It cannot be written; what was there is as it was.
     """
     with write_bundle(destination) as draft:
         # Not save_file: that makes a file which only its owner may read, whatever the umask says.
-        draft.path(WEIGHTS).write_bytes(safetensors.torch.save(_plain_state_dict(model), _metadata(manifest)))
+        state = _plain_state_dict(model)
+        draft.path(WEIGHTS).write_bytes(safetensors.torch.save(state, _metadata(manifest)))
+        if base is not None:
+            before = {
+                name: value
+                for name, value in _plain_state_dict(base).items()
+                if not torch.equal(value, state[name])
+            }
+            draft.path(BASE_STATISTICS).write_bytes(safetensors.torch.save(before))
         if samples is not None and len(samples):
             arrays: dict[str, npt.NDArray[Any]] = {"images": samples.images}
             if samples.labels is not None:

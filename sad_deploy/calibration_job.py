@@ -185,7 +185,7 @@ def save(destination: Path, recipe: Recipe, preparation: Preparation, outcome: O
         held_out.images[: recipe.samples],
         None if held_out.labels is None else held_out.labels[: recipe.samples],
     )
-    write_calibrated(destination, outcome.calibration.model, manifest, samples)
+    write_calibrated(destination, outcome.calibration.model, manifest, samples, base=preparation.model)
 
 
 def provenance(recipe: Recipe, preparation: Preparation, outcome: Outcome) -> dict[str, Any]:

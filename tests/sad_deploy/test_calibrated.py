@@ -1,14 +1,16 @@
 from __future__ import annotations
 
+import copy
 import stat
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from torch import nn
 
 from sad_deploy import load_calibrated
-from sad_deploy.calibrated import WEIGHTS, load_samples, write_calibrated
+from sad_deploy.calibrated import BASE_STATISTICS, WEIGHTS, load_base, load_samples, write_calibrated
 from sad_deploy.data import ImageSet
 from sad_deploy.data.digits import PREPROCESSING
 from sad_deploy.models import build_model
@@ -40,6 +42,38 @@ def test_a_calibrated_model_comes_back_bit_for_bit(tmp_path):
     loaded, found = load_calibrated(tmp_path / "b")
     assert changed(state(model), loaded) == set()
     assert not loaded.training and found.defence == Defence(0.4)
+
+
+def test_the_network_before_calibration_comes_back_bit_for_bit_from_a_small_file(tmp_path):
+    model = randomize_batchnorm(build_model("digits", 10))
+    base = copy.deepcopy(model)
+    for module in base.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.add_(1)
+    write_calibrated(tmp_path / "b", model, manifest(), None, base=base)
+    loaded = load_base(Bundle.open(tmp_path / "b"))
+    assert loaded is not None and not loaded.training and changed(state(base), loaded) == set()
+    assert changed(state(model), loaded)
+    size = {path.name: path.stat().st_size for path in (tmp_path / "b").iterdir()}
+    assert size[BASE_STATISTICS] < 0.02 * size[WEIGHTS]
+
+
+def test_statistics_of_another_network_are_refused(tmp_path):
+    model, base = build_model("digits", 10), nn.BatchNorm2d(3)
+    with pytest.raises(KeyError):
+        write_calibrated(tmp_path / "b", model, manifest(), None, base=base)
+    write_calibrated(
+        tmp_path / "b", model, manifest(), None, base=randomize_batchnorm(build_model("digits", 10))
+    )
+    bundle = Bundle.open(tmp_path / "b")
+    bundle.file(BASE_STATISTICS).write_bytes(safetensors.torch.save({"stem.weight": torch.ones(2)}))
+    with pytest.raises(BundleError, match="not of this bundle's network: stem.weight"):
+        load_base(bundle)
+
+
+def test_a_bundle_without_them_has_no_network_before_calibration(tmp_path):
+    write_calibrated(tmp_path / "b", build_model("digits", 10), manifest(), None)
+    assert load_base(Bundle.open(tmp_path / "b")) is None
 
 
 @pytest.mark.parametrize("labels", [True, False])
