@@ -1,4 +1,4 @@
-"""A calibrated model's way into a bundle and back: Φ1, unfolded, Φ0's statistics, and a few held-out images."""
+"""A calibrated model's way into a bundle and back: Φ1, unfolded, Φ0's statistics, a few held-out images."""
 
 from __future__ import annotations
 

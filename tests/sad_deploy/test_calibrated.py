@@ -67,7 +67,7 @@ def test_statistics_of_another_network_are_refused(tmp_path):
     )
     bundle = Bundle.open(tmp_path / "b")
     bundle.file(BASE_STATISTICS).write_bytes(safetensors.torch.save({"stem.weight": torch.ones(2)}))
-    with pytest.raises(BundleError, match="not of this bundle's network: stem.weight"):
+    with pytest.raises(BundleError, match=r"not of this bundle's network: stem\.weight"):
         load_base(bundle)
 
 
