@@ -26,8 +26,8 @@ from sad_runtime.graph_metadata import PREFIX
 from .gradient import Seed
 from .graph.errors import GraphError
 from .graph.values import shape_of
-from .graph.write import collects_graph_cycles, to_proto
-from .input_gradient import differentiated
+from .graph.write import collects_graph_cycles, label_and_check, to_proto
+from .input_gradient import differentiated, rename
 from .loading import Reading, load_classifier, warn
 from .loading.read import read
 from .lowering import lowering_for
@@ -86,6 +86,33 @@ def attack_graph(
         notice(each)
     held = saliency_nodes(graph.nodes, graph.image) if chosen is Way.CONSTANT else ()
     return to_proto(differentiated(graph, lowering, Seed.of(of), held=held))
+
+
+@collects_graph_cycles
+def logits_graph(
+    file: onnx.ModelProto | str | Path,
+    *,
+    logits: str | None = None,
+    image_size: tuple[int, int] | None = None,
+    notice: Callable[[str], None] = warn,
+) -> onnx.ModelProto:
+    """The part of a file that computes its logits, with the one output ``logits`` (N, K).
+
+    Args:
+        file: Any classifier, or a two-pass graph; not modified.
+        logits: Which value holds them: ``plain_logits`` is the first pass of a two-pass graph.
+        image_size: Height and width, for a classifier that leaves them open.
+        notice: Called with a line for everything that is taken otherwise than the file has it.
+
+    Raises:
+        GraphError: Not a classifier.
+    """
+    graph = load_classifier(file, Reading(logits, image_size))
+    for each in graph.notices:
+        notice(each)
+    rename(graph, {graph.logits: _LOGITS})
+    label_and_check(graph.model, what="classifier", metadata={})
+    return to_proto(graph.model)
 
 
 def is_two_pass(model: ir.Model) -> bool:

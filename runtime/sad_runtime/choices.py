@@ -94,6 +94,15 @@ class Way(enum.StrEnum):
     EXACT = "exact"
 
 
+class Norm(enum.StrEnum):
+    """How far an attacked image may be from the original: by its largest change, or by the root of the sum of
+    squares.
+    """
+
+    LINF = "linf"
+    L2 = "l2"
+
+
 class Ranges(enum.StrEnum):
     """How the ranges of int8 are found from values on real images: onnxruntime's calibration methods."""
 
