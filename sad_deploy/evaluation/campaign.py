@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -76,9 +76,7 @@ class Campaign:
         row, _ = self._stage(key, stage, threat, which)
         return row.broken, row.counts
 
-    def _stage(
-        self, key: str, stage: Stage, threat: Threat, which: Array
-    ) -> tuple[Row, dict[int, Array]]:
+    def _stage(self, key: str, stage: Stage, threat: Threat, which: Array) -> tuple[Row, dict[int, Array]]:
         """One row; of several attacks, each sees what the ones before it left."""
         n, left = len(self.images), which.copy()
         images: dict[int, Array] = {}
@@ -124,4 +122,3 @@ class Campaign:
             wrong = self.answers(key, files).argmax(1) != self.images.labels[index]
             still[index] = wrong & allowed
         return still
-

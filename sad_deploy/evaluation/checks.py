@@ -1,4 +1,4 @@
-"""Whether the attacks can be believed: signs of masked gradients and of attacks that are too weak, each in words.
+"""Whether the attacks can be believed: signs of masked gradients and of weak attacks, each in words.
 
 An evaluation that looks good because its attacks are weak is worse than none. Every check says where it comes
 from and what it measured; a failed one lowers no figure, it says how far to trust it.
@@ -7,6 +7,7 @@ from and what it measured; a failed one lowers no figure, it says how far to tru
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import numpy as np
 
@@ -15,7 +16,6 @@ from sad_runtime.choices import Norm
 from .campaign import Campaign
 from .outcome import Outcome
 from .threat import Threat
-from .work import Attack
 
 CARLINI = "Carlini et al. 2019, On Evaluating Adversarial Robustness"
 ATHALYE = "Athalye et al. 2018, Obfuscated Gradients"
@@ -62,8 +62,12 @@ def masking(outcome: Outcome) -> list[Check]:
         points = through - other
         words = f"{who} beats the gradient through both passes by {points:.1f} points"
         if points <= 0:
-            words = f"{who} does not beat the gradient through both passes ({other:.1f} against {through:.1f} %)"
-        found.append(Check(f"masking_{name}", points <= 0, ("masking: " if points > 0 else "") + words, source))
+            words = (
+                f"{who} does not beat the gradient through both passes ({other:.1f} against {through:.1f} %)"
+            )
+        found.append(
+            Check(f"masking_{name}", points <= 0, ("masking: " if points > 0 else "") + words, source)
+        )
     return found
 
 
@@ -112,7 +116,7 @@ def monotone(outcomes: list[Outcome]) -> list[Check]:
     if len(ordered) < 2:
         return []
     rates = [each.worst_case.percent for each in ordered]
-    falls = all(a >= b for a, b in zip(rates, rates[1:], strict=False))
+    falls = all(a >= b for a, b in itertools.pairwise(rates))
     listed = " → ".join(f"{rate:.1f}" for rate in rates)
     return [Check("monotone", falls, f"a larger ε breaks more: {listed} %", CARLINI)]
 
@@ -123,6 +127,3 @@ def rounding(outcome: Outcome) -> Check:
     kept = int(outcome.rounded.sum())
     words = f"{kept} of {broken} adversarial images still fool it as 8-bit files within ε"
     return Check("rounding", broken == 0 or kept >= 0.5 * broken, words, "auto-attack issue 44")
-
-
-__all__ = ["Attack", "Check", "masking", "monotone", "rounding", "strength", "zero_gradients"]

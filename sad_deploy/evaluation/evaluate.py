@@ -7,18 +7,14 @@ import dataclasses
 import hashlib
 import json
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-
-import numpy as np
 
 from sad_runtime.errors import UserError
 
 from . import checks
 from .campaign import Campaign, Progress
-from .oracles import Array, Counts
-from .outcome import Outcome, Paired, Share, share
+from .outcome import Outcome, Paired, Row, Share, share
 from .plan import Costs, Effort, affordable, expected_cost, sample
 from .subject import Subject, without_twins
 from .threat import Threat
@@ -107,9 +103,7 @@ class Evaluation:
     seed: int
 
 
-def evaluate(
-    subjects: Mapping[str, Subject], images: Images, setting: Setting, folder: Path
-) -> Evaluation:
+def evaluate(subjects: Mapping[str, Subject], images: Images, setting: Setting, folder: Path) -> Evaluation:
     """Attack the judged file and the undefended network.
 
     Args:
@@ -121,11 +115,17 @@ def evaluate(
     Raises:
         UserError: Labels out of range or out of step, or no image is classified as its label.
     """
-    started = _cpu_seconds()
     first = next(iter(subjects))
-    subjects = {key: without_twins(subject, *sample(images.pixels, images.labels)) for key, subject in subjects.items()}
-    main = {key: subjects[key] for key in (DEFENDED, UNDEFENDED) if key in subjects} or {first: subjects[first]}
-    measured = {key: Costs.measured(each, *sample(images.pixels, images.labels)) for key, each in subjects.items()}
+    subjects = {
+        key: without_twins(subject, *sample(images.pixels, images.labels))
+        for key, subject in subjects.items()
+    }
+    main = {key: subjects[key] for key in (DEFENDED, UNDEFENDED) if key in subjects} or {
+        first: subjects[first]
+    }
+    measured = {
+        key: Costs.measured(each, *sample(images.pixels, images.labels)) for key, each in subjects.items()
+    }
     effort, left_out = affordable(main, measured, setting.threats, len(images), setting.budget)
     processes = setting.processes or _cores()
     bench = Bench(subjects, images, setting.seed)
@@ -140,7 +140,7 @@ def evaluate(
     notes = [note for subject in main.values() for note in subject.notes]
     if "transfer" not in main[next(iter(main))].sources:
         notes.append("transfer from another network: none given (--transfer)")
-    seconds = _cpu_seconds() - started
+    seconds = sum(row.seconds for result in results for row in _rows(result))
     return Evaluation(tuple(results), images, effort, (*left_out, *notes), seconds, setting.seed)
 
 
@@ -164,7 +164,11 @@ def _under(campaign: Campaign, threat: Threat) -> Result:
 def _file_rows(campaign: Campaign, outcome: Outcome) -> Iterator[FileRow]:
     """Every further file: attacked itself along the ways that broke most, and with the images made before."""
     labels = campaign.images.labels
-    ours = campaign.answers(DEFENDED, campaign.images.pixels).argmax(1) if DEFENDED in campaign.subjects else None
+    ours = (
+        campaign.answers(DEFENDED, campaign.images.pixels).argmax(1)
+        if DEFENDED in campaign.subjects
+        else None
+    )
     for key, subject in campaign.subjects.items():
         if key in (DEFENDED, UNDEFENDED) or ours is None:
             continue
@@ -173,7 +177,11 @@ def _file_rows(campaign: Campaign, outcome: Outcome) -> Iterator[FileRow]:
         replayed = right & (campaign.answers(key, outcome.adversarial).argmax(1) == labels)
         direct = right.copy()
         for row in outcome.rows:
-            attacks = [each for each in row.stage.attacks if each.source in subject.sources and not row.stage.survivors]
+            attacks = [
+                each
+                for each in row.stage.attacks
+                if each.source in subject.sources and not row.stage.survivors
+            ]
             for attack in attacks:
                 broken, _ = campaign.accuracy_under(key, attack, outcome.threat, direct)
                 direct &= ~broken
@@ -207,7 +215,8 @@ def _check_labels(campaign: Campaign, images: Images) -> None:
     outside = (images.labels < 0) | (images.labels >= classes)
     if outside.any():
         raise UserError(
-            f"label {images.labels[outside][0]} is none of the {classes} classes of {campaign.subjects[key].name}",
+            f"label {images.labels[outside][0]} is none of the {classes} classes of "
+            f"{campaign.subjects[key].name}",
             hint="labels follow the order of the network's outputs",
         )
     right = share(answers.argmax(1) == images.labels)
@@ -239,9 +248,7 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _cpu_seconds() -> float:
-    times = os.times()
-    return times.user + times.system + times.children_user + times.children_system
-
-
-__all__ = ["Array", "Counts", "Evaluation", "Setting", "evaluate", "np", "time"]
+def _rows(result: Result) -> Iterator[Row]:
+    yield from result.defended.rows
+    if result.undefended is not None:
+        yield from result.undefended.rows

@@ -1,8 +1,8 @@
-"""What a white-box attack makes larger: each gives loss (N,), logits (N, K) and ∂loss/∂image (N, C, H, W).
+"""What a white-box attack makes larger; each gives loss (N,), logits (N, K) and ∂loss/∂image (N, C, H, W).
 
 ``cross_entropy``   −log softmax(z)_y
-``margin``          z_t − z_y for a target class t: linear, so its gradient does not vanish where softmax is 1
-``dlr``             −(z_y − max_{i≠y} z_i) / (z_π1 − z_π3): cross-entropy without its scale (Croce and Hein 2020)
+``margin``          z_t − z_y for a target class t: linear, so its gradient stays where softmax is 1
+``dlr``             −(z_y − max_{i≠y} z_i) / (z_π1 − z_π3): no matter the logits' scale (Croce and Hein)
 ``targeted_dlr``    −(z_y − z_t) / (z_π1 − (z_π3 + z_π4) / 2)
 """
 
@@ -89,7 +89,8 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
     """(N,), in float64."""
     z = logits.astype(np.float64)
     shifted = z - z.max(1, keepdims=True)
-    return np.log(np.exp(shifted).sum(1)) - _at(shifted, labels)
+    loss: Array = np.log(np.exp(shifted).sum(1)) - _at(shifted, labels)
+    return loss
 
 
 def margin(logits: Array, labels: Array) -> Array:
@@ -97,11 +98,13 @@ def margin(logits: Array, labels: Array) -> Array:
     others = logits.astype(np.float64)
     own = _at(others, labels)
     others[np.arange(len(labels)), labels] = -np.inf
-    return own - others.max(1)
+    left: Array = own - others.max(1)
+    return left
 
 
 def _linear(logits: Array, labels: Array, targets: Array) -> Array:
-    return _at(logits, targets).astype(np.float64) - _at(logits, labels)
+    ahead: Array = _at(logits, targets).astype(np.float64) - _at(logits, labels)
+    return ahead
 
 
 def _linear_slope(logits: Array, labels: Array, targets: Array) -> Array:
@@ -122,7 +125,10 @@ def _dlr_slope(logits: Array, labels: Array, targets: Array) -> Array:
     denominator = (_at(z, first) - _at(z, third) + 1e-12)[:, None]
     numerator = (_at(z, labels) - _at(z, other))[:, None]
     spread = _one_hot(first, z) - _one_hot(third, z)
-    return -(_one_hot(labels, z) - _one_hot(other, z)) / denominator + numerator * spread / denominator**2
+    slope: Array = (
+        _one_hot(other, z) - _one_hot(labels, z)
+    ) / denominator + numerator * spread / denominator**2
+    return slope
 
 
 def _targeted_dlr(logits: Array, labels: Array, targets: Array) -> Array:
@@ -136,9 +142,7 @@ def _targeted_dlr_slope(logits: Array, labels: Array, targets: Array) -> Array:
     order = np.argsort(z, axis=1)
     ordered = np.take_along_axis(z, order, 1)
     denominator = (ordered[:, -1] - (ordered[:, -3] + ordered[:, -4]) / 2 + 1e-12)[:, None]
-    spread = (
-        _one_hot(order[:, -1], z) - _one_hot(order[:, -3], z) / 2 - _one_hot(order[:, -4], z) / 2
-    )
+    spread = _one_hot(order[:, -1], z) - _one_hot(order[:, -3], z) / 2 - _one_hot(order[:, -4], z) / 2
     return _linear_slope(z, labels, targets) / denominator - (
         _linear(z, labels, targets)[:, None] * spread / denominator**2
     )

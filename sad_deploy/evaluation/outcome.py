@@ -110,7 +110,7 @@ class Outcome:
         return share(self.clean & ~self.rounded)
 
     def alone(self, words: Sequence[str]) -> float | None:
-        """Lowest accuracy that a screening of these ways, or with this knowledge, left; None if none was run."""
+        """Lowest accuracy that a screening of these ways or with this knowledge left; None without one."""
         found = [
             row.alone.percent
             for row in self.rows
@@ -169,7 +169,8 @@ class Paired:
 
 def merged(count: int, results: Sequence[Any]) -> tuple[Array, dict[int, Array], Counts, float]:
     """Results of a stage's tasks as one: broken (N,), adversarial image by index, passes, seconds."""
-    broken, images, counts, seconds = np.zeros(count, bool), {}, Counts(), 0.0
+    images: dict[int, Array] = {}
+    broken, counts, seconds = np.zeros(count, bool), Counts(), 0.0
     for result in results:
         for i, image in zip(result.index[result.broken], result.adversarial, strict=True):
             images.setdefault(int(i), image)

@@ -1,14 +1,15 @@
 """Which attacks are run, in which order, and what fits into a budget of time.
 
-Every way in is screened with APGD on the cross-entropy, on all images; then come attacks that see less; what is
-left is spent on the images that resisted all of it.
+Every way in is screened with APGD on the cross-entropy, on all images; then come attacks that see less; what
+is left is spent on the images that resisted all of it.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -122,8 +123,8 @@ class Costs:
         """On a few images, the second of two runs."""
         victim, sources = subject.victim.open(Counts()), {}
         for key, source in subject.sources.items():
-            opened = source.open(Counts())
-            sources[key] = _seconds(lambda opened=opened: opened.of_label(images, labels)) / len(images)  # type: ignore[misc]
+            gradient = functools.partial(source.open(Counts()).of_label, images, labels)
+            sources[key] = _seconds(gradient) / len(images)
         return cls(_seconds(lambda: victim(images)) / len(images), sources)
 
     def of(self, attack: Attack) -> float:
@@ -133,8 +134,7 @@ class Costs:
         return (attack.steps + 1) * self.sources[attack.source] + 14 * self.victim
 
 
-def _seconds(run: object) -> float:
-    assert callable(run)
+def _seconds(run: Callable[[], object]) -> float:
     run()
     started = time.process_time()
     run()

@@ -26,7 +26,7 @@ def clopper_pearson(successes: int, trials: int, confidence: float = CONFIDENCE)
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
-    """Two-sided exact p of paired outcomes (McNemar): the pairs that differ fall to either side like a coin."""
+    """Two-sided exact p of paired outcomes (McNemar): pairs that differ fall to either side like a coin."""
     n = only_first + only_second
     if n == 0:
         return 1.0
@@ -40,7 +40,11 @@ def _at_most(k: int, n: int, p: float) -> float:
     if p >= 1:
         return 1.0 if k >= n else 0.0
     log = [
-        math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) + i * math.log(p) + (n - i) * math.log1p(-p)
+        math.lgamma(n + 1)
+        - math.lgamma(i + 1)
+        - math.lgamma(n - i + 1)
+        + i * math.log(p)
+        + (n - i) * math.log1p(-p)
         for i in range(k + 1)
     ]
     return math.fsum(map(math.exp, log))

@@ -1,4 +1,4 @@
-"""What is evaluated: the file that is judged, and the attack graphs of every way to it, in a folder of their own.
+"""What is evaluated: the file that is judged, and the attack graphs of every way to it.
 
 A subject holds paths and words only, so that it can be sent to other processes.
 """
@@ -74,14 +74,21 @@ class Workshop:
     folder: Path
     notice: Callable[[str], None]
 
-    def source(self, key: str, file: Path, way: Way, words: str, *, direct: bool, **reading: object) -> Source:
+    def source(
+        self, key: str, file: Path, way: Way, words: str, *, direct: bool, **reading: object
+    ) -> Source:
         """Both attack graphs of one way; written once."""
         paths = []
         for of in (Objective.LOSS, Objective.COTANGENT):
             path = self.folder / f"{key}.{of}.onnx"
             if not path.exists():
                 graph = attack_graph(
-                    file, way=way, of=of, target=Target.CPU, notice=self.notice, **reading  # type: ignore[arg-type]
+                    file,
+                    way=way,
+                    of=of,
+                    target=Target.CPU,
+                    notice=self.notice,
+                    **reading,  # type: ignore[arg-type]
                 )
                 _save(graph, path)
             paths.append(path)
@@ -127,11 +134,15 @@ class Workshop:
 
 
 def without_twins(subject: Subject, images: Array, labels: Array) -> Subject:
-    """Leave the exact way out where holding S constant gives the same gradient: for piecewise linear networks."""
+    """Leave the exact way out where holding S constant gives the same gradient: piecewise linear networks."""
     if not {"constant", "exact"} <= set(subject.sources) or not len(images):
         return subject
     found = [
-        subject.sources[key].open(Counts()).of_label(images, labels)[1].astype(np.float64).reshape(len(images), -1)
+        subject.sources[key]
+        .open(Counts())
+        .of_label(images, labels)[1]
+        .astype(np.float64)
+        .reshape(len(images), -1)
         for key in ("constant", "exact")
     ]
     norms = np.linalg.norm(found[0], axis=1) * np.linalg.norm(found[1], axis=1)

@@ -54,11 +54,13 @@ class Threat:
         """The nearest allowed images, in the norm: (N, C, H, W) like both arguments."""
         if self.norm is Norm.LINF:
             e = np.float32(self.epsilon)
-            return np.clip(np.clip(x, origin - e, origin + e), 0, 1)
+            within: Array = np.clip(np.clip(x, origin - e, origin + e), 0, 1)
+            return within
         delta = np.clip(x, 0, 1) - origin
         length = lengths(delta)
         scale = np.where(length > self.epsilon, self.epsilon / np.maximum(length, 1e-12), 1)
-        return np.clip(origin + delta * _over(scale.astype(np.float32), delta), 0, 1)
+        nearest: Array = np.clip(origin + delta * _over(scale.astype(np.float32), delta), 0, 1)
+        return nearest
 
     def steepest(self, gradient: Array) -> Array:
         """The direction of length 1 along which a loss with this gradient rises fastest."""
@@ -68,13 +70,13 @@ class Threat:
 
     def random_start(self, origin: Array, rngs: list[np.random.Generator]) -> Array:
         """A random image on the sphere around each original, then brought into [0, 1]."""
-        draw = (
-            (lambda rng: rng.uniform(-1, 1, origin.shape[1:]))
-            if self.norm is Norm.LINF
-            else (lambda rng: rng.standard_normal(origin.shape[1:]))
-        )
-        noise = np.stack([draw(rng) for rng in rngs]).astype(np.float32)
-        size = np.abs(noise).max((1, 2, 3)) if self.norm is Norm.LINF else lengths(noise)
+        shape = origin.shape[1:]
+        if self.norm is Norm.LINF:
+            noise = np.stack([rng.uniform(-1, 1, shape) for rng in rngs]).astype(np.float32)
+            size = np.abs(noise).max((1, 2, 3))
+        else:
+            noise = np.stack([rng.standard_normal(shape) for rng in rngs]).astype(np.float32)
+            size = lengths(noise)
         return self.project(origin + np.float32(self.epsilon) * noise / _over(size, noise), origin)
 
     def distance(self, x: Array, origin: Array) -> Array:
@@ -114,7 +116,8 @@ def parse_epsilon(text: str) -> float:
 
 def lengths(delta: Array) -> Array:
     """(N,) the L2 norm of each of (N, C, H, W)."""
-    return np.sqrt((delta.astype(np.float64) ** 2).sum((1, 2, 3)))
+    found: Array = np.sqrt((delta.astype(np.float64) ** 2).sum((1, 2, 3)))
+    return found
 
 
 def _over(values: Array, like: Array) -> Array:

@@ -91,7 +91,11 @@ class Result:
         facts = json.dumps({**dataclasses.asdict(self.counts), "seconds": self.seconds})
         with draft.open("wb") as file:
             np.savez_compressed(
-                file, index=self.index, broken=self.broken, adversarial=self.adversarial, facts=np.array(facts)
+                file,
+                index=self.index,
+                broken=self.broken,
+                adversarial=self.adversarial,
+                facts=np.array(facts),
             )
         draft.rename(path)
 
@@ -255,7 +259,9 @@ class Workers:
         if self._pool is None:
             context = multiprocessing.get_context("spawn")
             cores = context.SimpleQueue()
-            here = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(self.processes)
+            here = (
+                sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(self.processes)
+            )
             for i in range(self.processes):
                 cores.put(list(here)[i % len(here)])
             self._pool = ProcessPoolExecutor(

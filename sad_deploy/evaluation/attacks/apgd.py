@@ -1,8 +1,8 @@
 """Auto-PGD (Croce and Hein, ICML 2020, Algorithm 1), image by image in one batch.
 
-Projected gradient steps with momentum. At checkpoints that come closer and closer, an image whose loss rose in
-fewer than three quarters of the steps, or whose best loss did not rise since a checkpoint that kept the step
-size, goes on with half the step size from its best point. Fooled images leave the batch.
+Projected gradient steps with momentum. At checkpoints that come closer and closer, an image whose loss rose
+in fewer than three quarters of the steps, or whose best loss did not rise since a checkpoint that kept the
+step size, goes on with half the step size from its best point. Fooled images leave the batch.
 """
 
 from __future__ import annotations

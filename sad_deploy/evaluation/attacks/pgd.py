@@ -46,7 +46,8 @@ class Pgd:
                 break
             labels = problem.labels[index]
             gradient = sum(
-                loss(self.source, point, labels, labels).gradient for point in self._points(problem, x[index], index)
+                loss(self.source, point, labels, labels).gradient
+                for point in self._points(problem, x[index], index)
             )
             direction = threat.steepest(np.nan_to_num(np.asarray(gradient)))
             x[index] = threat.project(x[index] + size * direction, problem.images[index])

@@ -1,8 +1,8 @@
-"""RayS (Chen and Gu, KDD 2020): the distance to the decision boundary along directions of signs, from labels alone.
+"""RayS (Chen and Gu, KDD 2020): distances to the boundary along directions of signs, by labels alone.
 
-The best direction is refined by flipping the signs of blocks, halves of the image first, then halves of these.
-A flip is kept if the boundary is nearer along the new direction, which one query mostly refutes; where it does
-not, bisection finds the distance. An attacker who sees no more than the predicted class does this.
+The best direction is refined by flipping the signs of blocks, halves of the image first, then halves of
+these. A flip is kept if the boundary is nearer along the new direction, which one query mostly refutes; where
+it does not, bisection finds the distance. An attacker who sees no more than the predicted class does this.
 """
 
 from __future__ import annotations

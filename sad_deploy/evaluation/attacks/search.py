@@ -81,7 +81,7 @@ def margins_of(logits: Array, labels: Array) -> Array:
 
     A tie counts as fooled where the label is not the first maximum, as ``argmax`` answers.
     """
-    finite = np.isfinite(logits).all(1)
+    finite = np.asarray(np.isfinite(logits).all(1))
     with np.errstate(invalid="ignore"):
         found = margin(np.where(finite[:, None], logits, 0), labels)
     tied = (found == 0) & (logits.argmax(1) == labels)

@@ -1,7 +1,7 @@
 """Square Attack (Andriushchenko et al., ECCV 2020), L∞: random squares at ±ε, from scores alone.
 
-It starts from vertical stripes. A square of random place and sign is tried; it stays if the margin of the true
-class shrinks. Squares get smaller as queries are used up.
+It starts from vertical stripes. A square of random place and sign is tried; it stays if the margin of the
+true class shrinks. Squares get smaller as queries are used up.
 """
 
 from __future__ import annotations
@@ -53,10 +53,13 @@ class Square:
         """Side of the square for a query."""
         used = query * 10_000 / self.queries
         share = FIRST_SHARE / 2 ** sum(used > bound for bound in _SCHEDULE)
-        return min(max(round((share * height * width) ** 0.5), 1), height, width)
+        side: int = min(max(round((share * height * width) ** 0.5), 1), height, width)
+        return side
 
 
-def _draw_square(rng: np.random.Generator, image: Array, origin: Array, side: int, epsilon: np.float32) -> None:
+def _draw_square(
+    rng: np.random.Generator, image: Array, origin: Array, side: int, epsilon: np.float32
+) -> None:
     """Put a square at ±ε, one sign a channel, into (C, H, W) in place."""
     channels, height, width = image.shape
     top, left = rng.integers(0, height - side + 1), rng.integers(0, width - side + 1)
