@@ -85,7 +85,7 @@ class _Rays:
         """Find the boundary along directions at whose end the class is another one, and keep these."""
         low, high = np.zeros(len(index)), self.distance[index].copy()
         self.signs[index] = signs
-        searching = np.arange(len(index))
+        searching = np.flatnonzero(self.asked[index] < self.queries)
         while len(searching):
             middle = (low[searching] + high[searching]) / 2
             fooled = self._fools(index[searching], signs[searching], middle)

@@ -30,8 +30,8 @@ class Digits:
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Digits:
     folder = tmp_path_factory.mktemp("evaluation")
     bundle = folder / "model"
-    run_command("calibrate", "--eta", "0.3", "--out", bundle)
-    run_command("export", bundle)
+    run_command("calibrate", "--eta", "0.3", "--batches", "4", "--attack", "fgsm", "--out", str(bundle))
+    run_command("export", str(bundle))
     opened = Bundle.open(bundle)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
