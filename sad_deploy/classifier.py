@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sad_runtime.choices import Normalization
+from sad_runtime.choices import Normalization, Way, choose
 from sad_runtime.errors import UserError
 from sad_runtime.manifest import InputSpace
 
@@ -85,9 +85,11 @@ class SADClassifier(nn.Module):
         eta: Hybridization ratio η ≥ 0.
         normalization: How S is scaled before η.
         clip: Bounds of x + η·n(S), or None for the paper's unbounded sum.
+        differentiable: None: logits are detached. For attacks by other libraries, ``constant`` or ``exact``:
+            logits can be differentiated with respect to x, with S held constant or through S too.
 
     Raises:
-        UserError: η is negative or not finite, or the clip's low is not below its high.
+        UserError: η is negative or not finite, the clip's low is not below its high, or another word.
     """
 
     def __init__(
@@ -97,8 +99,12 @@ class SADClassifier(nn.Module):
         eta: float,
         normalization: Normalization | str = Normalization.NONE,
         clip: Clip | None = None,
+        differentiable: Way | str | None = None,
     ) -> None:
         super().__init__()
+        if differentiable is not None and choose(Way, differentiable, "way to differentiate") is Way.PLAIN:
+            raise UserError("the plain way is that of the model itself", hint="attack the model in its place")
+        self.differentiable = None if differentiable is None else Way(differentiable)
         self.model = model
         self.eta = check_eta(eta)
         self.normalization = Normalization(normalization)
@@ -107,7 +113,22 @@ class SADClassifier(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, K) of the second pass for ``x`` (N, C, H, W)."""
-        return self.defend(x).logits
+        return self.defend(x).logits if self.differentiable is None else self._attacked(x)
+
+    def _attacked(self, x: Tensor) -> Tensor:
+        """Logits with a graph of their gradient by x, also where S is differentiated."""
+        self._refuse_training()
+        with torch.enable_grad():
+            if self.differentiable is Way.CONSTANT:
+                s, _ = saliency(self.model, x.detach())
+            else:
+                if not x.requires_grad:
+                    x = x.detach().requires_grad_()
+                plain = logits_of(self.model, x)
+                largest = plain.gather(1, plain.argmax(dim=1, keepdim=True)).sum()
+                (s,) = torch.autograd.grad(largest, x, create_graph=True)
+            salient = add_saliency(x, s, eta=self.eta, normalization=self.normalization, clip=self.clip)
+            return logits_of(self.model, salient)
 
     def defend(self, x: Tensor) -> Defended:
         """Logits of both passes and the saliency between them, for ``x`` (N, C, H, W); all detached.
@@ -115,16 +136,19 @@ class SADClassifier(nn.Module):
         Raises:
             UserError: A part of the model is in training mode, so its answer would depend on the batch.
         """
+        self._refuse_training()
+        s, plain_logits = saliency(self.model, x)
+        with torch.no_grad():
+            salient = add_saliency(x, s, eta=self.eta, normalization=self.normalization, clip=self.clip)
+            return Defended(logits_of(self.model, salient), s, plain_logits)
+
+    def _refuse_training(self) -> None:
         modes = [name or "(the model)" for name, module in self.model.named_modules() if module.training]
         if modes:
             raise UserError(
                 f"SADClassifier only infers, but {modes[0]} is in training mode",
                 hint="call .eval() before using it",
             )
-        s, plain_logits = saliency(self.model, x)
-        with torch.no_grad():
-            salient = add_saliency(x, s, eta=self.eta, normalization=self.normalization, clip=self.clip)
-            return Defended(logits_of(self.model, salient), s, plain_logits)
 
     def extra_repr(self) -> str:
         """What ``print`` shows of this module."""

@@ -80,3 +80,49 @@ def test_standardize_maps_pixels_and_adds_nothing_to_the_state_dict():
 def test_a_channel_count_that_differs_from_mean_is_refused():
     with pytest.raises(UserError, match="1 channels, mean and std have 3"):
         standardized(images(2, channels=1), InputSpace((0, 0, 0), (1, 1, 1)))
+
+
+@pytest.mark.parametrize("way", ["constant", "exact"])
+@pytest.mark.parametrize("normalization", ["none", "rms"])
+def test_logits_are_the_same_and_can_be_differentiated(way, normalization):
+    model, x = small_network(), images(3)
+    plain = SADClassifier(model, eta=0.7, normalization=normalization)
+    attacked = SADClassifier(model, eta=0.7, normalization=normalization, differentiable=way)
+    leaf = x.clone().requires_grad_()
+    logits = attacked(leaf)
+    torch.testing.assert_close(logits.detach(), plain(x))
+    (gradient,) = torch.autograd.grad(logits.sum(), leaf)
+    s, _ = saliency(model, x)
+    again = x.clone().requires_grad_()
+    mixed = add_saliency(again, s, eta=0.7, normalization=Normalization(normalization), clip=None)
+    (held,) = torch.autograd.grad(model(mixed).sum(), again)
+    if way == "constant":
+        torch.testing.assert_close(gradient, held)
+    with torch.no_grad():
+        torch.testing.assert_close(attacked(x), plain(x))
+
+
+def test_through_the_saliency_the_gradient_is_the_slope():
+    """By central differences in float64, on a network whose saliency changes."""
+    torch.manual_seed(0)
+    smooth = torch.nn.Sequential(
+        torch.nn.Conv2d(1, 4, 3), torch.nn.SiLU(), torch.nn.Flatten(), torch.nn.Linear(4 * 36, 3)
+    )
+    x = torch.rand(2, 1, 8, 8, dtype=torch.float64)
+    found = {}
+    for way in ("constant", "exact"):
+        classifier = SADClassifier(smooth.double(), eta=3.0, differentiable=way)
+        leaf = x.clone().requires_grad_()
+        (found[way],) = torch.autograd.grad(classifier(leaf)[:, 0].sum(), leaf)
+    direction = torch.randn_like(x)
+    with torch.no_grad():
+        ends = [classifier(x + sign * 1e-5 * direction)[:, 0].sum() for sign in (1, -1)]
+    slope = (ends[0] - ends[1]) / 2e-5
+    torch.testing.assert_close((found["exact"] * direction).sum(), slope, rtol=1e-4, atol=1e-6)
+    assert not torch.allclose(found["constant"], found["exact"], rtol=1e-2)
+
+
+@pytest.mark.parametrize("way", ["plain", "sideways"])
+def test_a_wrong_way_is_said(way):
+    with pytest.raises(UserError, match="way"):
+        SADClassifier(small_network(), eta=0.5, differentiable=way)
