@@ -41,8 +41,8 @@ def class_folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_bundle_gets_its_result_in_the_terminal_as_json_and_inside(bundle: Path, tmp_path: Path) -> None:
     copy = tmp_path / "m"
     shutil.copytree(bundle, copy)
-    words = ("evaluate", str(copy), "--epsilon", "0.05", "--epsilon", "0.1", "--images", "20", "--budget", "8s",
-             "--processes", "1", "--save-images")  # fmt: skip
+    words = ("evaluate", str(copy), "--epsilon", "0.05", "--epsilon", "0.1", "--images", "20", "--budget",
+             "8s", "--processes", "1", "--save-images")  # fmt: skip
     text = run_command(*words)
     assert "worst case per image" in text and "undefended network" in text and "upper bound" in text
     stored = json.loads((tmp_path / "m.evaluation" / "evaluation.json").read_text())
