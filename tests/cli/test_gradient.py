@@ -7,7 +7,7 @@ import onnx
 import pytest
 
 from sad_runtime.errors import UserError
-from tests.support.command_line import run_command
+from tests.support.command_line import exit_code, run_command
 from tests.support.differentiate import run as run_graph
 from tests.support.models import forward_onnx, small_cnn
 
@@ -63,3 +63,35 @@ def test_a_folder_is_no_classifier_and_no_destination(forward: Path, name: str) 
 def test_a_folder_that_does_not_exist_is_made(forward: Path) -> None:
     run_command("gradient", str(forward), "--out", str(forward.parent / "new" / "folder" / "out.onnx"))
     onnx.checker.check_model(str(forward.parent / "new" / "folder" / "out.onnx"))
+
+
+@pytest.mark.parametrize(
+    ("options", "outputs"),
+    [
+        ("--at last", ["logits", "activation", "gradient"]),
+        ("--method gradcam --of 2", ["logits", "heatmap"]),
+        ("--method integrated --steps 4 --baseline 0.5,0.4,0.3", ["logits", "attribution"]),
+        ("--method smoothgrad --samples 4 --noise 0.1 --noise-seed 7", ["logits", "gradient"]),
+    ],
+)
+def test_each_method_names_its_outputs(
+    forward: Path,
+    options: str,
+    outputs: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    assert exit_code(monkeypatch, "gradient", str(forward), *options.split()) == 0
+    graph = onnx.load(str(forward.with_name("forward.gradient.onnx")))
+    assert [o.name for o in graph.graph.output] == outputs
+    said = capfd.readouterr().err
+    assert f"outputs {outputs[0]} (N, 5)" in said
+    takes_a_map = "activation" in outputs or "heatmap" in outputs
+    assert ("note: the last feature map is relu_2 (N, 8, 4, 4)" in said) == takes_a_map
+
+
+def test_an_option_of_another_method_is_one_line(forward: Path) -> None:
+    with pytest.raises(UserError, match="--method saliency takes no --steps") as caught:
+        run_command("gradient", str(forward), "--steps", "4")
+    assert caught.value.hint == "--steps is for integrated"
+    assert not forward.with_name("forward.gradient.onnx").exists()

@@ -37,7 +37,7 @@ _SIZE_OPTION = "--image-size H,W"
 _SIZE_HINT = "give the size that the network was trained on; in Python, image_size=(height, width)"
 _HINT = "export a model with one float image input (N, C, H, W) and one output of logits (N, K)"
 
-_OUR_PREFIXES = ("backward/", "mix/", "normalise/", "second/", "unscale/")
+_OUR_PREFIXES = ("attribution/", "backward/", "mix/", "normalise/", "points/", "second/", "unscale/")
 _OUR_SUFFIXES = ("/fp32", "/fp16", "/bf16", "/exact")
 
 
