@@ -131,7 +131,8 @@ def _shape(value: ir.Value | None) -> tuple[Dim, ...]:
 
 
 def _is_map(shape: tuple[Dim, ...]) -> bool:
-    return len(shape) == 4 and shape[2:] != (1, 1)
+    """Whether there are several positions; (N, 1, 1, C) is one of them with its channels last."""
+    return len(shape) == 4 and shape[2:] != (1, 1) and shape[1:3] != (1, 1)
 
 
 def _loses_positions(before: tuple[Dim, ...], after: tuple[Dim, ...], batch: Dim) -> bool:

@@ -116,6 +116,19 @@ def test_a_network_of_tokens_has_none_whatever_it_pools_before() -> None:
     assert "--at NAME" in str(caught.value.hint)
 
 
+def test_one_position_with_its_channels_last_is_no_map_after_the_pooling() -> None:
+    """ConvNeXt normalises what it has pooled so."""
+
+    def change(nodes: list[onnx.NodeProto], _: dict[str, Array]) -> None:
+        nodes[3:4] = [
+            make("Transpose", ["g"], ["t"], perm=[0, 2, 3, 1]),
+            make("Tanh", ["t"], ["u"]),
+            make("Flatten", ["u"], ["f"]),
+        ]
+
+    assert found(classifier(change)) == "r"
+
+
 def test_a_mean_over_both_sides_is_a_pooling() -> None:
     def change(nodes: list[onnx.NodeProto], _: dict[str, Array]) -> None:
         nodes[2:4] = [make("ReduceMean", ["r"], ["f"], axes=[2, 3], keepdims=0)]
