@@ -8,17 +8,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from sad_runtime.bare_graph import BareOptions, stated
 from sad_runtime.choices import Method, Objective
+from sad_runtime.errors import UserError
 from sad_runtime.files import Destination, written_whole
+from sad_runtime.graph_metadata import space_metadata
 
 from .attributed import attributed
 from .attribution import Attribution
 from .gradient import Seed
-from .graph.values import shape_of, text_of
+from .graph.values import shape_of, static, text_of
 from .graph.write import save_graph
-from .loading import Reading, load_classifier, warn
+from .loading import ForwardGraph, Reading, load_classifier, warn
 from .lowering import lowering_for
-from .verify_attribution import verify_attribution
+from .verify_attribution import in_space, verify_attribution
+from .verify_gradient import Space
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +47,7 @@ def write_gradient(
     of: str | int = Objective.LARGEST,
     at: str | None = None,
     method: str = Method.SALIENCY,
+    bare: BareOptions = BareOptions(),  # noqa: B008 -- frozen
     logits: str | None = None,
     image_size: tuple[int, int] | None = None,
     conv_gradient: str = "auto",
@@ -57,6 +62,8 @@ def write_gradient(
         out: Where the graph goes.
         of: What it is the gradient of; see :func:`input_gradient`, also for ``at``.
         at: Where it is taken, for ``saliency`` and ``gradcam``.
+        bare: How images come to the classifier, and its classes: mean and std are put into the graph, whose
+            input then is pixels in [0, 1], and the gradient's too; the rest is written into its metadata.
         method: ``saliency``, which is the gradient itself, ``gradcam``, ``integrated`` or ``smoothgrad``.
         logits: Name of the logits where the graph has several outputs.
         image_size: Height and width, for a graph that leaves them open.
@@ -75,10 +82,28 @@ def write_gradient(
     classifier = load_classifier(Path(forward), Reading(logits, image_size))
     for each in classifier.notices:
         notice(each)
-    graph = attributed(classifier.copy(), lowering, attribution, notice)
+    said, space = _told(classifier, bare, Path(forward))
+    graph = attributed(in_space(classifier.copy(), space), lowering, attribution, notice)
+    graph.metadata_props.update(said)
     with written_whole(out, regular=False) as draft:
         save_graph(graph, draft)
-        verify_attribution(draft, Path(forward), classifier, attribution, logits=logits)
+        verify_attribution(draft, Path(forward), classifier, attribution, logits=logits, space=space)
         size = draft.stat().st_size
     outputs = (f"{value.name} {text_of(shape_of(value))}" for value in graph.graph.outputs)
     return GradientExport(Path(out), size, tuple(outputs))
+
+
+def _told(classifier: ForwardGraph, bare: BareOptions, forward: Path) -> tuple[dict[str, str], Space | None]:
+    """Metadata of what was told, and mean and std if they were.
+
+    Raises:
+        UserError: It does not fit the classifier.
+    """
+    _, channels, height, width = classifier.image_shape
+    chw = (static(channels), static(height), static(width))
+    said = stated(bare, forward, chw, classifier.num_classes)
+    if (bare.mean is None) != (bare.std is None):
+        raise UserError("mean and std come together")
+    if bare.mean is None or bare.std is None:
+        return said, None
+    return said | space_metadata(bare.mean, bare.std), (bare.mean, bare.std)
