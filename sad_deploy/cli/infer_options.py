@@ -271,6 +271,15 @@ class RunChoices:
             rich_help_panel=_RUNNING,
         ),
     ] = False
+    zip_encoding: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Encoding of names in zip archives that are not marked as UTF-8: cp932, cp866, gbk.",
+            show_default="cp437",
+            rich_help_panel=_RUNNING,
+        ),
+    ] = None
     shard: Annotated[
         str | None,
         typer.Option(metavar="I/N", help="Take the I-th of N equal parts.", rich_help_panel=_RUNNING),
