@@ -40,8 +40,9 @@ from .precision.convert import PRECISION_KEY
 from .trial_images import read_images, smooth_noise
 from .two_pass import Defence, defended
 from .verify import run_graph
-from .verify_attribution import verify_attribution
+from .verify_attribution import in_space, verify_attribution
 from .verify_forward import verify_forward
+from .verify_gradient import Space
 
 IMAGES = 8
 
@@ -53,6 +54,12 @@ class _Stated:
     settings: Mapping[str, Any]
     precision: str
     attribution: Attribution | None
+
+    @property
+    def space(self) -> Space | None:
+        """Mean and std inside a gradient graph, if there are any."""
+        mean, std = (self.settings.get(name) for name in ("mean", "std"))
+        return None if mean is None or std is None else (mean, std)
 
     @classmethod
     def of(cls, path: Path, model: ir.Model) -> _Stated:
@@ -196,8 +203,10 @@ def _references(
         notice(each)
     anew = folder / "anew.onnx"
     if (attribution := stated.attribution) is not None:
-        save_graph(attributed(classifier.copy(), lowering_for(), attribution, ignore), anew)
-        verify_attribution(anew, forward, classifier, attribution, logits=logits)
+        space = stated.space
+        inner = in_space(classifier.copy(), space)
+        save_graph(attributed(inner, lowering_for(), attribution, ignore), anew)
+        verify_attribution(anew, forward, classifier, attribution, logits=logits, space=space)
         session = cpu_session(anew)
         name = session.get_inputs()[0].name
         names = _outputs(attribution)

@@ -56,9 +56,7 @@ def bundle_of_classifier(path: Path, options: BareOptions, *, notice: Notice = i
     inside = metadata.get(f"{PREFIX}mean", "null") != "null"
     mean, std = _space(path, options, channels, inside=inside)
     if options.mean is None and not inside:
-        notice(
-            f"{path} gets pixels in [0, 1]; --mean and --std, if it was trained with them, are not inside it"
-        )
+        notice(f"{path} gets pixels in [0, 1]: give --mean and --std if it was trained with them")
     name = _logits(path, session)
     graph = PlainGraph(image, name, mean, std)
     noise = np.random.default_rng(0).random((_TRIED, channels, height, width), dtype=np.float32)

@@ -104,7 +104,7 @@ def test_rows_have_its_answer_and_no_word_of_a_defence(
     assert [row["label"] for row in rows] == logits.argmax(1).tolist()
     np.testing.assert_allclose([row["probability"] for row in rows], softmax(logits).max(1), rtol=1e-4)
     assert rows[0]["class"] == ["ant", "bee", "cat", "dog", "elk"][rows[0]["label"]]
-    assert "gets pixels in [0, 1]; --mean and --std" in capfd.readouterr().err
+    assert "gets pixels in [0, 1]: give --mean and --std" in capfd.readouterr().err
 
 
 def test_a_table_has_no_plain_columns(

@@ -58,9 +58,9 @@ def _viewed(node: ir.Node) -> ir.Value | None:
 
 def _counts(model: ir.Model, indices: ir.Value | None, source: ir.Value) -> bool:
     """Whether the indices are 0, 1, 2, … in the shape of ``source``, at several batches."""
-    if indices is None or (needed := _ancestors(indices)) is None:
+    if indices is None or len(model.graph.inputs) != 1 or (needed := _ancestors(indices)) is None:
         return False
-    (image, *_), dims = model.graph.inputs, shape_of(source)
+    image, dims = model.graph.inputs[0], shape_of(source)
     if image.shape is None or image.dtype is None or not all(isinstance(n, int) for n in dims[1:]):
         return False
     batch = image.shape[0]
@@ -78,7 +78,7 @@ def _counts(model: ir.Model, indices: ir.Value | None, source: ir.Value) -> bool
 
 
 def _ancestors(value: ir.Value) -> list[ir.Node] | None:
-    """The nodes that it is computed by; None if they are many: then it is no matter of shapes alone."""
+    """The nodes that it is computed by; None if they are many or branch: no matter of shapes alone."""
     found: dict[ir.Node, None] = {}
     values = [value]
     while values:
@@ -86,6 +86,8 @@ def _ancestors(value: ir.Value) -> list[ir.Node] | None:
         if producer is not None and producer not in found:
             found[producer] = None
             values += [each for each in producer.inputs if each is not None]
+            if any(each.type == ir.AttributeType.GRAPH for each in producer.attributes.values()):
+                return None
         if len(found) > _MOST_NODES:
             return None
     return list(found)
