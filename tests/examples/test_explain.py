@@ -31,7 +31,7 @@ def explained(folder: Path, forward: onnx.ModelProto, *options: str) -> tuple[li
     return np.split(whole[-height:], 5, axis=1), run.stdout
 
 
-@pytest.mark.parametrize("name", ["cnn", "swin", "convnext"])
+@pytest.mark.parametrize("name", ["cnn", pytest.param("swin", marks=pytest.mark.slow), "convnext"])
 def test_each_method_is_a_panel_of_its_own(name: str, tmp_path: Path) -> None:
     forward = forward_onnx(small_cnn()) if name == "cnn" else network(name)[1]
     panels, said = explained(tmp_path, forward)
