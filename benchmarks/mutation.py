@@ -46,6 +46,12 @@ MODULES = {
         "export/loading/test_probabilities.py export/test_job.py export/precision/test_verified.py",
         15,
     ),
+    "attribution": (
+        "export/sad_export",
+        "attributed attribution points feature_map verify_attribution",
+        "export/test_attributed.py export/test_feature_map.py export/test_verify_attribution.py",
+        15,
+    ),
     "rules": ("export/sad_export/gradient/rules", "*", "export/gradient", 20),
 }
 

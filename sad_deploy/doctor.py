@@ -31,8 +31,14 @@ _PACKAGES = {
     "sklearn": "calibrate",
     "matplotlib": "benchmark",
     "pyarrow": "parquet",
+    "pillow_heif": "heic",
 }
-_DISTRIBUTIONS = {"sklearn": "scikit-learn", "onnx_ir": "onnx-ir", "tensorrt_rtx": "tensorrt-rtx"}
+_DISTRIBUTIONS = {
+    "sklearn": "scikit-learn",
+    "onnx_ir": "onnx-ir",
+    "pillow_heif": "pillow-heif",
+    "tensorrt_rtx": "tensorrt-rtx",
+}
 
 
 @dataclasses.dataclass(frozen=True)

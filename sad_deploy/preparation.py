@@ -95,6 +95,8 @@ def prepare(recipe: Recipe) -> Preparation:
     classes = given or _classes(recipe, data, pretrained, state)
     num_classes = len(classes) if classes else 0
     preprocessing = _preprocessing(recipe, data, pretrained)
+    if recipe.exif_orientation is not None:
+        preprocessing = dataclasses.replace(preprocessing, exif_orientation=recipe.exif_orientation)
     input_space = _input_space(recipe, data, pretrained, preprocessing)
 
     model = build_model(recipe.model, num_classes)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from sad_runtime.choices import Normalization
 from sad_runtime.errors import UserError
+from sad_runtime.manifest import ExifOrientation
 
 from .attack_config import Attack, AttackKind
 
@@ -53,6 +54,7 @@ class Options:
     device: str = "auto"
     samples: int = SAMPLES
     paper: bool = False
+    exif_orientation: ExifOrientation | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +81,7 @@ class Recipe:
         device: ``auto``, ``cpu`` or ``cuda``.
         samples: Held-out images to store in the bundle.
         paper: Whether these are the paper's settings by ``--paper``.
+        exif_orientation: Whether the camera's orientation tag turns an image; None as the model has it.
     """
 
     model: str
@@ -100,6 +103,7 @@ class Recipe:
     device: str
     samples: int
     paper: bool
+    exif_orientation: ExifOrientation | None = None
 
 
 def resolve(options: Options) -> Recipe:
@@ -153,6 +157,7 @@ def resolve(options: Options) -> Recipe:
         device=options.device,
         samples=options.samples,
         paper=options.paper,
+        exif_orientation=options.exif_orientation,
     )
 
 

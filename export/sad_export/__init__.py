@@ -4,6 +4,7 @@ May import onnx, onnx-ir, numpy and ``sad_runtime``; never torch.
 """
 
 from .attack_graph import attack_graph
+from .attributed import attribution_graph
 from .defend import ForwardExport, defend
 from .graph.errors import GraphError
 from .input_gradient import input_gradient, unsupported_nodes
@@ -24,6 +25,7 @@ __all__ = [
     "GraphOptions",
     "VerificationError",
     "attack_graph",
+    "attribution_graph",
     "build_engine",
     "defend",
     "input_gradient",

@@ -13,7 +13,7 @@ the file is for the file to say: precision is lowered, engines are fused, and th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import onnx
@@ -28,7 +28,7 @@ from .graph.errors import GraphError
 from .graph.values import shape_of
 from .graph.write import collects_graph_cycles, label_and_check, to_proto
 from .input_gradient import differentiated, rename
-from .loading import Reading, load_classifier, warn
+from .loading import ForwardGraph, Reading, load_classifier, warn
 from .loading.read import read
 from .lowering import lowering_for
 
@@ -84,7 +84,7 @@ def attack_graph(
     graph = load_classifier(file, Reading(logits, image_size, in_float32=True))
     for each in graph.notices:
         notice(each)
-    held = saliency_nodes(graph.nodes, graph.image) if chosen is Way.CONSTANT else ()
+    held = saliency_nodes if chosen is Way.CONSTANT else _nothing
     return to_proto(differentiated(graph, lowering, Seed.of(of), held=held))
 
 
@@ -120,23 +120,27 @@ def is_two_pass(model: ir.Model) -> bool:
     return f"{PREFIX}eta" in model.metadata_props
 
 
-def saliency_nodes(nodes: Sequence[ir.Node], image: ir.Value) -> list[ir.Node]:
+def _nothing(graph: ForwardGraph) -> tuple[ir.Node, ...]:
+    return ()
+
+
+def saliency_nodes(graph: ForwardGraph) -> list[ir.Node]:
     """The nodes of a two-pass graph that make η·n(S), found by what they compute, not by their names.
 
     S is linear in its seed, the one-hot vector of the predicted class. So the first sum of a value that
     comes from the seed and of one that does not, both of the image's size, is x + η·n(S).
 
     Args:
-        nodes: In topological order.
-        image: The graph's input.
+        graph: With its logits those of the second pass.
 
     Raises:
         GraphError: There is no such sum.
     """
+    image = graph.image
     seeded: set[ir.Value] = set()
     since: list[ir.Node] = []
     of_image = {image}
-    for node in nodes:
+    for node in graph.nodes:
         inputs = [value for value in node.inputs if value is not None]
         from_seed = [value for value in inputs if value in seeded]
         from_image = [value for value in inputs if value in of_image and value not in seeded]

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import onnx_ir as ir
 
+from sad_runtime.bare_graph import BareOptions, stated
 from sad_runtime.choices import Normalization
 from sad_runtime.errors import UserError
 from sad_runtime.files import Destination
@@ -69,6 +70,7 @@ def defend(
     logits: str | None = None,
     image_size: tuple[int, int] | None = None,
     images: str | os.PathLike[str] | None = None,
+    bare: BareOptions = BareOptions(),  # noqa: B008 -- frozen
     options: GraphOptions = GraphOptions(),  # noqa: B008 -- frozen
     engine: EngineRequest | None = None,
     status: Callable[[str], None] = lambda message: None,
@@ -86,6 +88,8 @@ def defend(
         logits: Name of the logits where the graph has several outputs.
         image_size: Height and width, for a graph that leaves them open.
         images: Folder of real images, 16 to verify on, 64 for int8; smoothed noise otherwise, but for int8.
+        bare: How images come to the classifier, and its classes, as the file is to say it; mean and std are
+            arguments of their own.
         options: The form of the graph.
         engine: What to build with TensorRT, if anything.
         status: Called with what is being done.
@@ -108,7 +112,11 @@ def defend(
     graph = load_classifier(Path(forward), reading)
     for each in graph.notices:
         notice(each)
-    writer = _Writer(Path(forward), graph, defence, logits, None if images is None else Path(images), options)
+    _, *chw = graph.image_shape
+    channels, height, width = (static(side) for side in chw)
+    said = stated(bare, Path(forward), (channels, height, width), graph.num_classes)
+    pictures = None if images is None else Path(images)
+    writer = _Writer(Path(forward), graph, defence, logits, pictures, options, said)
     with places[0].folder() as folder:
         file, *plan = (folder / name.name for name in names)
         build = functools.partial(engine.build, file, plan[0]) if engine else None
@@ -138,6 +146,7 @@ class _Writer:
     logits: str | None
     images: Path | None
     options: GraphOptions
+    stated: Mapping[str, str]
 
     def write(self, path: Path, conv_gradient: str) -> _Checked:
         """One graph, with the gradient of its convolutions written so.
@@ -147,7 +156,7 @@ class _Writer:
         """
         variant = self.options.variant
         form = dataclasses.replace(self.options, conv_gradient=conv_gradient)
-        graph = defended(self.graph.copy(), self.defence, form.lowering)
+        graph = defended(self.graph.copy(), self.defence, form.lowering, self.stated)
         pixels = self._pixels(*_image_shape(graph, self.forward))
         save_graph(graph, path)
         verification = verify_forward(

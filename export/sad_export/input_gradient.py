@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 import onnx
@@ -11,6 +11,7 @@ import onnx_ir as ir
 from sad_runtime.choices import Objective
 from sad_runtime.graph_metadata import PREFIX
 
+from .feature_map import value_at
 from .gradient import LARGEST, Seed, reverse, without_rule
 from .gradient.reverse import dependents
 from .graph.errors import GraphError
@@ -20,6 +21,9 @@ from .lowering import Lowering, Portable, lowering_for
 
 OF_KEY = f"{PREFIX}of"
 """Metadata key of a gradient graph that says what it is the gradient of."""
+
+AT_KEY = f"{PREFIX}at"
+"""Metadata key of one that is not taken at the image: the value that it is taken at."""
 
 _NAMED_AT_MOST = 8
 
@@ -47,6 +51,7 @@ def input_gradient(
     model: onnx.ModelProto | str | Path,
     *,
     of: str | int = Objective.LARGEST,
+    at: str | None = None,
     logits: str | None = None,
     image_size: tuple[int, int] | None = None,
     conv_gradient: str = "auto",
@@ -59,6 +64,8 @@ def input_gradient(
         model: A forward classifier with one float input (N, C, H, W), from any framework; not modified.
         of: ``largest``, the number of a class, or what a further input says: ``label`` or ``loss`` (both
             with an input ``label`` (N,) of int64), or ``cotangent`` (with an input ``cotangent`` (N, K)).
+        at: What it is taken with respect to, in place of the image: the name of a value of the graph or of
+            its node, or ``last`` for the last feature map (N, C, h, w).
         logits: Name of the logits where the graph has several outputs.
         image_size: Height and width, for a graph that leaves them open.
         conv_gradient: How convolutions are differentiated: ``auto``, ``convtranspose`` or ``conv``.
@@ -68,10 +75,12 @@ def input_gradient(
 
     Returns:
         A graph of standard operators with outputs ``logits`` (N, K) and ``gradient`` (N, C, H, W),
-        dynamic in N if the forward graph is.
+        dynamic in N if the forward graph is. With ``at``: ``logits``, ``activation``, which is the value
+        named, and ``gradient``, of its shape.
 
     Raises:
-        GraphError: Not a classifier, or some nodes have no gradient rule (all are named).
+        GraphError: Not a classifier, some nodes have no gradient rule (all are named), or ``at`` is nothing
+            between the image and the logits.
         UserError: ``conv_gradient`` or ``target`` is another word.
     """
     seed = Seed.of(of)
@@ -79,11 +88,16 @@ def input_gradient(
     graph = load_classifier(model, Reading(logits, image_size))
     for each in graph.notices:
         notice(each)
-    return to_proto(differentiated(graph, lowering, seed))
+    return to_proto(differentiated(graph, lowering, seed, at=value_at(graph, at, notice)))
 
 
 def differentiated(
-    graph: ForwardGraph, lowering: Lowering, seed: Seed = LARGEST, *, held: Collection[ir.Node] = ()
+    graph: ForwardGraph,
+    lowering: Lowering,
+    seed: Seed = LARGEST,
+    *,
+    at: ir.Value | None = None,
+    held: Callable[[ForwardGraph], Collection[ir.Node]] = lambda graph: (),
 ) -> ir.Model:
     """Extend a forward graph to ``logits`` and ``gradient``; see :func:`input_gradient`.
 
@@ -91,29 +105,77 @@ def differentiated(
         graph: The classifier; its graph is the one that is extended and returned.
         lowering: What the gradient is written with.
         seed: What it is the gradient of.
-        held: Nodes whose outputs are held constant.
+        at: A value of the graph to take it at; the image by default.
+        held: Gives the nodes of the rewritten graph whose outputs are held constant.
 
     Raises:
         GraphError: Some nodes have no gradient rule, or there is no such class.
+    """
+    check_class(graph, seed)
+    stated = {OF_KEY: seed.word} if at is None else {OF_KEY: seed.word, AT_KEY: str(at.name)}
+    at = prepared(graph, lowering, at)
+    given = seed.new_input(graph.logits)
+    gradient = append_saliency(graph, at, lowering, seed, given, held=held(graph))
+    lowering.complete(graph.model)
+    outputs = {graph.logits: "logits", gradient: "gradient"}
+    if at is not graph.image:
+        outputs = {graph.logits: "logits", at: "activation", gradient: "gradient"}
+    finish(graph, outputs, given, what="input gradient", metadata=stated)
+    return graph.model
+
+
+def check_class(graph: ForwardGraph, seed: Seed) -> None:
+    """Refuse the gradient of a class that there is not.
+
+    Raises:
+        GraphError: There is no such class.
     """
     if seed.objective is Objective.CLASS and not seed.index < graph.num_classes:
         raise GraphError(
             f"there is no class {seed.index} among {graph.num_classes}",
             hint=f"classes are numbered from 0 to {graph.num_classes - 1}",
         )
+
+
+def prepared(graph: ForwardGraph, lowering: Lowering, at: ir.Value | None) -> ir.Value:
+    """Rewrite a forward graph as its target has it, and keep the value that the gradient is taken at.
+
+    Returns:
+        That value in the rewritten graph; the image if there is none.
+    """
+    if at is None:
+        lowering.prepare(graph.model)
+        return graph.image
+    outputs = graph.model.graph.outputs
+    outputs.append(at)  # what a rewrite may not take away
     lowering.prepare(graph.model)
-    given = seed.new_input(graph.logits)
-    gradient = append_saliency(graph, graph.image, lowering, seed, given, held=held)
-    lowering.complete(graph.model)
-    names = {graph.logits: "logits", gradient: "gradient"}
+    return outputs.pop()
+
+
+def finish(
+    graph: ForwardGraph,
+    outputs: dict[ir.Value, str],
+    given: ir.Value | None,
+    *,
+    what: str,
+    metadata: Mapping[str, str],
+) -> None:
+    """Give an extended forward graph its outputs, their names and its metadata, and check it.
+
+    Args:
+        graph: What was extended.
+        outputs: Its outputs from now on, in order, with their names.
+        given: The further input of the seed, if it has one.
+        what: For the producer string.
+        metadata: What the file says of itself.
+    """
+    names = dict(outputs)
     if given is not None:
         graph.model.graph.inputs.append(given)
         names[given] = str(given.name)
     rename(graph, names)
-    graph.model.graph.outputs[:] = [graph.logits, gradient]
-    of = str(seed.index) if seed.objective is Objective.CLASS else seed.objective.value
-    label_and_check(graph.model, what="input gradient", metadata={OF_KEY: of})
-    return graph.model
+    graph.model.graph.outputs[:] = list(outputs)
+    label_and_check(graph.model, what=what, metadata=metadata)
 
 
 def append_saliency(

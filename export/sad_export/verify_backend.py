@@ -22,26 +22,27 @@ from sad_runtime.backends.load import GRAPH_BACKENDS, BackendOptions, open_graph
 from sad_runtime.backends.onnxruntime import OnnxRuntimeBackend
 from sad_runtime.backends.openvino import OpenVinoBackend
 from sad_runtime.backends.protocol import INPUT
-from sad_runtime.choices import BackendChoice
+from sad_runtime.choices import BackendChoice, Method
 from sad_runtime.errors import UserError
 from sad_runtime.graph_metadata import PREFIX
 from sad_runtime.verification import References, verdict
 
-from .gradient import Seed
+from .attributed import attributed
+from .attribution import OUTPUTS, Attribution
 from .graph.errors import GraphError
 from .graph.expression import Array
 from .graph.session import cpu_session
 from .graph.values import shape_of, static
 from .graph.write import save_graph
-from .input_gradient import OF_KEY, differentiated
 from .loading import Reading, load_classifier
 from .lowering import lowering_for
 from .precision.convert import PRECISION_KEY
 from .trial_images import read_images, smooth_noise
 from .two_pass import Defence, defended
 from .verify import run_graph
+from .verify_attribution import in_space, verify_attribution
 from .verify_forward import verify_forward
-from .verify_gradient import verify_gradient
+from .verify_gradient import Space
 
 IMAGES = 8
 
@@ -52,7 +53,13 @@ class _Stated:
 
     settings: Mapping[str, Any]
     precision: str
-    seed: Seed | None
+    attribution: Attribution | None
+
+    @property
+    def space(self) -> Space | None:
+        """Mean and std inside a gradient graph, if there are any."""
+        mean, std = (self.settings.get(name) for name in ("mean", "std"))
+        return None if mean is None or std is None else (mean, std)
 
     @classmethod
     def of(cls, path: Path, model: ir.Model) -> _Stated:
@@ -69,7 +76,7 @@ class _Stated:
             if key in metadata
         }
         is_two_pass = "saliency" in outputs and "eta" in settings
-        if not is_two_pass and "gradient" not in outputs:
+        if not is_two_pass and not {*OUTPUTS.values()} & {*outputs}:
             raise GraphError(
                 f"{path} has outputs {', '.join(map(str, outputs))}: neither a two-pass graph nor a gradient",
                 hint="it takes what sad-deploy defend and sad-deploy gradient write",
@@ -79,8 +86,8 @@ class _Stated:
                 f"{path} takes {model.graph.inputs[1].name} beside the image, and backends run images alone",
                 hint="its check at writing is all there is; gradient without --of has the image alone",
             )
-        seed = None if is_two_pass else Seed.of(metadata.get(OF_KEY, "largest"))
-        return cls(settings, metadata.get(PRECISION_KEY, "fp32"), seed)
+        attribution = None if is_two_pass else Attribution.stated(metadata)
+        return cls(settings, metadata.get(PRECISION_KEY, "fp32"), attribution)
 
 
 def verify_backends(
@@ -130,7 +137,7 @@ def verify_backends(
             try:
                 with open_graph(renamed, choice, options) as opened:
                     trial = verdict(
-                        _Named(opened) if stated.seed else opened,
+                        _Named(opened, stated.attribution) if stated.attribution else opened,
                         references,
                         precision=stated.precision,
                         tf32=tf32,
@@ -149,11 +156,25 @@ class _Named:
     """A gradient graph under the names of a two-pass one: its logits are those of the first pass."""
 
     backend: OnnxRuntimeBackend | OpenVinoBackend
+    attribution: Attribution
 
     def run(self, images: Array, outputs: Sequence[str]) -> dict[str, Array]:
         """See :class:`~sad_runtime.backends.protocol.Backend`."""
-        got = self.backend.run(images, ("logits", "gradient"))
-        return {"logits": got["logits"], "plain_logits": got["logits"], "saliency": got["gradient"]}
+        return _named(self.backend.run(images, _outputs(self.attribution)))
+
+
+def _outputs(attribution: Attribution) -> tuple[str, ...]:
+    inner = attribution.chosen is Method.SALIENCY and attribution.at is not None
+    return ("logits", "activation", "gradient") if inner else ("logits", attribution.output)
+
+
+def _named(got: Mapping[str, Array]) -> dict[str, Array]:
+    """Under the names of a two-pass graph; what is taken inside the network counts times its activation.
+
+    Where the head is linear the gradient there is the same for all images, and would tell nothing.
+    """
+    logits, *maps = got.values()
+    return {"logits": logits, "plain_logits": logits, "saliency": np.asarray(np.prod(maps, axis=0))}
 
 
 def _references(
@@ -181,14 +202,16 @@ def _references(
     for each in classifier.notices:
         notice(each)
     anew = folder / "anew.onnx"
-    if stated.seed is not None:
-        save_graph(differentiated(classifier, lowering_for(), stated.seed), anew)
-        verify_gradient(anew, forward, logits=logits, form=classifier.form, seed=stated.seed)
+    if (attribution := stated.attribution) is not None:
+        space = stated.space
+        inner = in_space(classifier.copy(), space)
+        save_graph(attributed(inner, lowering_for(), attribution, ignore), anew)
+        verify_attribution(anew, forward, classifier, attribution, logits=logits, space=space)
         session = cpu_session(anew)
         name = session.get_inputs()[0].name
-        rows = [session.run(["logits", "gradient"], {name: image[None]}) for image in pixels]
-        first, saliency = (np.concatenate([row[i] for row in rows]) for i in range(2))
-        got = {"logits": first, "plain_logits": first, "saliency": saliency}
+        names = _outputs(attribution)
+        rows = [session.run(list(names), {name: image[None]}) for image in pixels]
+        got = _named({each: np.concatenate([row[i] for row in rows]) for i, each in enumerate(names)})
     else:
         defence = Defence(**stated.settings)
         save_graph(defended(classifier, defence, lowering_for()), anew)

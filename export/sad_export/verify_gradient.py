@@ -2,17 +2,19 @@
 
 1. It runs, with one image, and with three if its batch is dynamic.
 2. ``logits`` are the forward graph's.
-3. ``gradient`` is the slope of the largest logit; not checked where values are rounded, to codes or to half
-   precision, between which there are no slopes to measure.
+3. ``gradient`` is the slope of the largest logit, along the image or the value that it is taken at; not
+   checked where values are rounded, to codes or to half precision: between them are no slopes to measure.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 
 from sad_runtime.choices import Objective
 from sad_runtime.verification.agreement import relative_l2
@@ -20,13 +22,17 @@ from sad_runtime.verification.agreement import relative_l2
 from .gradient import LARGEST, Seed
 from .graph.expression import Array
 from .graph.session import cpu_session
-from .loading import FileForm
+from .loading import FileForm, ForwardGraph
 from .reference import INPUT_TYPES, logit_of, reference, refuse_probabilities, rounds, slope_error
 from .trial_images import smooth_noise
 from .verify import REPORT, VerificationError
 from .verify_forward import LOGITS_TOLERANCE, SLOPE_TOLERANCE
 
 _HALF_LOGITS_TOLERANCE = 1e-2
+
+
+Space = tuple[Sequence[float], Sequence[float]]
+"""Mean and standard deviation, per channel, that were put in front of a classifier."""
 
 
 def verify_gradient(
@@ -36,6 +42,8 @@ def verify_gradient(
     logits: str | None = None,
     form: FileForm = FileForm(),  # noqa: B008 -- frozen
     seed: Seed = LARGEST,
+    space: Space | None = None,
+    tail: ir.Model | None = None,
 ) -> None:
     """Check a gradient graph, on noise.
 
@@ -45,55 +53,187 @@ def verify_gradient(
         logits: Name of the forward graph's logits, where it has several outputs.
         form: How the file's own input and output differ from the graph's.
         seed: What it is the gradient of.
+        space: What was put in front of the classifier.
+        tail: For a gradient at another value than the image: the classifier with that value as a further
+            input, by :func:`tail_from`.
 
     Raises:
         VerificationError: It does not run, or contradicts the forward graph.
     """
-    x, first, gradient, objective = _run(graph, forward, seed)
-    phi = reference(forward, x, logits=logits, form=form)
-    refuse_probabilities(first, forward)
-    half = x.dtype == np.float16
-    problems = []
-    tolerance = _HALF_LOGITS_TOLERANCE if half else LOGITS_TOLERANCE
-    if not (error := relative_l2(first, phi(x))) <= tolerance:
-        problems.append(f"relative L2 error of the logits {error:.3g} > {tolerance:.3g}")
+    trial = Trial.of(graph, forward, seed)
+    got = trial.run(graph, forward)
+    x, first, gradient = trial.images, got["logits"], got["gradient"]
+    problems = logits_problems(first, trial, forward, logits=logits, form=form, space=space)
     if not np.isfinite(gradient).all():
         problems.append("the gradient is not finite")
-    elif not half and not rounds(graph):
-        error = slope_error(phi, x.astype(np.float64), gradient.astype(np.float64), objective)
+    elif not trial.is_half and not rounds(graph):
+        objective = trial.objective(first, seed)
+        if tail is None:
+            phi, where = _reference(forward, x, logits=logits, form=form, space=space), x
+        else:
+            phi, where = _of_activation(tail, x), got["activation"]
+        error = slope_error(phi, where.astype(np.float64), gradient.astype(np.float64), objective)
         if not error <= SLOPE_TOLERANCE:
             problems.append(f"error of the slope along the gradient {error:.3g} > {SLOPE_TOLERANCE:.3g}")
+    refuse(problems, forward)
+
+
+def logits_problems(
+    first: Array,
+    trial: Trial,
+    forward: Path,
+    *,
+    logits: str | None,
+    form: FileForm,
+    space: Space | None,
+) -> list[str]:
+    """What is wrong with the logits of a graph on trial images.
+
+    Raises:
+        VerificationError: They are probabilities.
+    """
+    phi = _reference(forward, trial.images, logits=logits, form=form, space=space)
+    refuse_probabilities(first, forward)
+    tolerance = _HALF_LOGITS_TOLERANCE if trial.is_half else LOGITS_TOLERANCE
+    wanted = phi(trial.images)
+    # A head that was never trained may be all zeros.
+    error = 0.0 if np.array_equal(first, wanted) else relative_l2(first, wanted)
+    return [] if error <= tolerance else [f"relative L2 error of the logits {error:.3g} > {tolerance:.3g}"]
+
+
+def refuse(problems: Sequence[str], forward: Path) -> None:
+    """Refuse a graph with problems.
+
+    Raises:
+        VerificationError: There are some.
+    """
     if problems:
         raise VerificationError(f"the gradient contradicts {forward}: {'; '.join(problems)}", hint=REPORT)
 
 
-def _run(graph: Path, forward: Path, seed: Seed) -> tuple[Array, Array, Array, Callable[[Array], Array]]:
-    """Images, logits and gradient of a gradient graph, and what that is the gradient of, from the logits."""
-    with _must_run(forward):
-        session = cpu_session(graph)
-    image, *given = session.get_inputs()
-    batch, *chw = image.shape
-    sizes = [batch] if isinstance(batch, int) else [1, 3]
-    x = smooth_noise(sum(sizes), *chw).astype(INPUT_TYPES[image.type])
-    classes = session.get_outputs()[0].shape[1]
-    labels = np.arange(len(x)) % classes
-    cotangents = np.random.default_rng(0).standard_normal((len(x), classes)).astype(x.dtype)
-    further = labels if seed.input_name == "label" else cotangents
-    ends = np.cumsum(sizes)[:-1]
-    with _must_run(forward):
-        got = [
-            session.run(["logits", "gradient"], {image.name: a, **({given[0].name: b} if given else {})})
-            for a, b in zip(np.split(x, ends), np.split(further, ends), strict=True)
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """What a graph is run on.
+
+    Attributes:
+        images: (N, C, H, W), noise.
+        sizes: How many at once.
+        labels: (N,).
+        cotangents: (N, K).
+        input_name: Of the further input, if there is one.
+    """
+
+    images: Array
+    sizes: tuple[int, ...]
+    labels: Array
+    cotangents: Array
+    input_name: str | None
+
+    @classmethod
+    def of(cls, graph: Path, forward: Path, seed: Seed) -> Trial:
+        """For a graph with these inputs.
+
+        Raises:
+            VerificationError: onnxruntime cannot load it.
+        """
+        with _must_run(forward):
+            session = cpu_session(graph)
+        image, *_ = session.get_inputs()
+        batch, *chw = image.shape
+        sizes = (batch,) if isinstance(batch, int) else (1, 3)
+        x = smooth_noise(sum(sizes), *chw).astype(INPUT_TYPES[image.type])
+        classes = session.get_outputs()[0].shape[1]
+        cotangents = np.random.default_rng(0).standard_normal((len(x), classes)).astype(x.dtype)
+        return cls(x, sizes, np.arange(len(x)) % classes, cotangents, seed.input_name)
+
+    @property
+    def is_half(self) -> bool:
+        """Whether the graph computes in half precision."""
+        return bool(self.images.dtype == np.float16)
+
+    def run(
+        self, graph: Path, forward: Path, images: Array | None = None, **further: Array
+    ) -> dict[str, Array]:
+        """All outputs of a graph, by name.
+
+        Args:
+            graph: The file.
+            forward: For the message.
+            images: Others than the trial's.
+            **further: Another further input than the trial's.
+
+        Raises:
+            VerificationError: It does not run.
+        """
+        x = self.images if images is None else images
+        given = {"label": self.labels, "cotangent": self.cotangents}
+        feeds = further or ({self.input_name: given[self.input_name]} if self.input_name else {})
+        ends = np.cumsum(self.sizes)[:-1]
+        with _must_run(forward):
+            session = cpu_session(graph)
+            feeds = {session.get_inputs()[0].name: x, **feeds}
+            split = {name: np.split(array, ends) for name, array in feeds.items()}
+            names = [output.name for output in session.get_outputs()]
+            parts = [
+                session.run(names, {name: arrays[i] for name, arrays in split.items()})
+                for i in range(len(self.sizes))
+            ]
+        return {name: np.concatenate([part[i] for part in parts]) for i, name in enumerate(names)}
+
+    def objective(self, first: Array, seed: Seed) -> Callable[[Array], Array]:
+        """What a gradient is of, from the logits (N, K); ``first`` are those of the images."""
+        objectives: dict[Objective, Callable[[Array], Array]] = {
+            Objective.LARGEST: logit_of(first.argmax(1)),
+            Objective.CLASS: logit_of(np.full(len(first), seed.index)),
+            Objective.LABEL: logit_of(self.labels),
+            Objective.COTANGENT: lambda logits: (logits * self.cotangents).sum(1),
+            Objective.LOSS: lambda logits: _cross_entropy(logits, self.labels),
+        }
+        return objectives[seed.objective]
+
+
+def tail_from(graph: ForwardGraph, at: ir.Value) -> ir.Model:
+    """A classifier with one of its values as a further input: what comes before it is not used any more.
+
+    Args:
+        graph: A copy of it, which is changed.
+        at: The value in it.
+    """
+    given = ir.Value(name=f"{at.name}/given", shape=at.shape, type=at.type)
+    for use in list(at.uses()):
+        use.node.replace_input_with(use.idx, given)
+    graph.model.graph.inputs.append(given)
+    return graph.model
+
+
+def _of_activation(tail: ir.Model, images: Array) -> Callable[[Array], Array]:
+    """The logits as a function of the value that the tail begins with."""
+    session = cpu_session(tail)
+    image, at = session.get_inputs()
+    size = image.shape[0] if isinstance(image.shape[0], int) else 1
+
+    def phi(activation: Array) -> Array:
+        parts = [
+            session.run(
+                None,
+                {image.name: images[i : i + size], at.name: activation[i : i + size].astype(images.dtype)},
+            )[0]
+            for i in range(0, len(images), size)
         ]
-    first, gradient = (np.concatenate([part[i] for part in got]) for i in range(2))
-    objectives: dict[Objective, Callable[[Array], Array]] = {
-        Objective.LARGEST: logit_of(first.argmax(1)),
-        Objective.CLASS: logit_of(np.full(len(x), seed.index)),
-        Objective.LABEL: logit_of(labels),
-        Objective.COTANGENT: lambda logits: (logits * cotangents).sum(1),
-        Objective.LOSS: lambda logits: _cross_entropy(logits, labels),
-    }
-    return x, first, gradient, objectives[seed.objective]
+        found: Array = np.concatenate(parts)
+        return found
+
+    return phi
+
+
+def _reference(
+    forward: Path, x: Array, *, logits: str | None, form: FileForm, space: Space | None
+) -> Callable[[Array], Array]:
+    if space is None:
+        return reference(forward, x, logits=logits, form=form)
+    mean, std = (np.asarray(each, dtype=np.float64).reshape(1, -1, 1, 1) for each in space)
+    inner = reference(forward, ((x - mean) / std).astype(x.dtype), logits=logits, form=form)
+    return lambda x: inner((x - mean) / std)
 
 
 def _cross_entropy(logits: Array, labels: Array) -> Array:

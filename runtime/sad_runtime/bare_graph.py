@@ -46,12 +46,16 @@ class BareOptions:
         interpolation: Filter of the resize.
         exif_orientation: Whether the camera's orientation tag turns the image.
         classes: File with the names of the classes, in the order of the logits.
+        mean: Per channel, of a classifier without a defence that has it not inside; with ``std``.
+        std: Likewise.
     """
 
     resize: int | None = None
     interpolation: Interpolation | None = None
     exif_orientation: ExifOrientation | None = None
     classes: Path | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
 
     @property
     def given(self) -> list[str]:
@@ -70,6 +74,28 @@ def stated_by(manifest: Manifest) -> dict[str, str]:
     }
 
 
+def stated(options: BareOptions, path: Path, shape: tuple[int, int, int], classes: int) -> dict[str, str]:
+    """What a graph's ``metadata_props`` are to say of what its user told; nothing of what was not told.
+
+    Args:
+        options: What was told; mean and std are no part of this, they are in the graph.
+        path: The classifier's file, for messages.
+        shape: (C, H, W) that it takes.
+        classes: K.
+
+    Raises:
+        UserError: It does not fit the classifier.
+    """
+    found = {}
+    if any(each is not None for each in (options.resize, options.interpolation, options.exif_orientation)):
+        preprocessing = preprocessing_of(path, {}, options, shape)
+        found[_PREPROCESSING] = json.dumps(strict_json.to_plain(preprocessing, "", []))
+    if options.classes is not None:
+        names = classes_of(path, {}, options, classes)
+        found[_CLASSES] = json.dumps(list(names), ensure_ascii=False)
+    return found
+
+
 def bundle_of_graph(path: Path, options: BareOptions) -> Bundle:
     """A bare two-pass graph as a bundle.
 
@@ -82,6 +108,8 @@ def bundle_of_graph(path: Path, options: BareOptions) -> Bundle:
     """
     if not path.is_file():
         raise UserError(f"no graph at {path}", hint="sad-deploy defend FORWARD.onnx --eta X writes one")
+    if options.mean is not None or options.std is not None:
+        raise UserError("--mean and --std are for --plain; a two-pass graph has them inside")
     metadata, (channels, height, width), classes = _read(path)
     if f"{PREFIX}eta" not in metadata:
         raise BundleError(
@@ -98,8 +126,8 @@ def bundle_of_graph(path: Path, options: BareOptions) -> Bundle:
         path.parent,
         Manifest(
             model=ModelSource(path.stem, classes),
-            classes=_classes(path, metadata, options, classes),
-            preprocessing=_preprocessing(path, metadata, options, (channels, height, width)),
+            classes=classes_of(path, metadata, options, classes),
+            preprocessing=preprocessing_of(path, metadata, options, (channels, height, width)),
             input_space=InputSpace(tuple(mean or [0.0] * channels), tuple(std or [1.0] * channels)),
             defence=defence,
             calibration={},
@@ -117,11 +145,11 @@ def bundle_of_graph(path: Path, options: BareOptions) -> Bundle:
     )
 
 
-def _read(path: Path) -> tuple[Mapping[str, str], tuple[int, int, int], int]:
-    """Metadata, (C, H, W) and K; nothing is optimised for it, so it takes less time than loading.
+def opened(path: Path) -> Any:
+    """onnxruntime's session of a graph; nothing is optimised for it, so it takes less time than loading.
 
     Raises:
-        BundleError: onnxruntime cannot read it, or it is no two-pass graph.
+        BundleError: onnxruntime cannot read it.
     """
     import onnxruntime
 
@@ -129,16 +157,25 @@ def _read(path: Path) -> tuple[Mapping[str, str], tuple[int, int, int], int]:
     quick.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     quick.log_severity_level = 4
     try:
-        session = onnxruntime.InferenceSession(str(path), quick, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(str(path), quick, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exceptions share no base class
         reason = " ".join(str(error).split())[-200:]
         raise BundleError(f"{path} cannot be read as an ONNX graph: {reason}") from None
+
+
+def _read(path: Path) -> tuple[Mapping[str, str], tuple[int, int, int], int]:
+    """Metadata, (C, H, W) and K.
+
+    Raises:
+        BundleError: onnxruntime cannot read it, or it is no two-pass graph.
+    """
+    session = opened(path)
     outputs = {output.name: output.shape for output in session.get_outputs()}
     image = session.get_inputs()[0].shape
     if not {LOGITS, SALIENCY} <= set(outputs) or len(image) != 4:
         raise BundleError(
             f"{path} has outputs {', '.join(outputs)}, so it is no two-pass graph",
-            hint=f"sad-deploy defend {path} --eta X makes one of a classifier",
+            hint=f"sad-deploy defend {path} --eta X makes one of a classifier; --plain runs it as it is",
         )
     _, channels, height, width = image
     return session.get_modelmeta().custom_metadata_map, (channels, height, width), outputs[LOGITS][1]
@@ -156,9 +193,20 @@ def _value(path: Path, metadata: Mapping[str, str], name: str) -> Any:
         raise BundleError(f"{path} does not say its {name}") from None
 
 
-def _preprocessing(
+def preprocessing_of(
     path: Path, metadata: Mapping[str, str], options: BareOptions, shape: tuple[int, int, int]
 ) -> Preprocessing:
+    """How images come to a graph: as its file says, else to its height and width, but for what is told.
+
+    Args:
+        path: The file, for messages.
+        metadata: Its own.
+        options: What is told.
+        shape: (C, H, W) that it takes.
+
+    Raises:
+        UserError: It takes no such images, or the options do not fit.
+    """
     channels, height, width = shape
     if channels not in (1, 3):
         raise UserError(f"images have 1 or 3 channels, {path} takes {channels}")
@@ -181,7 +229,12 @@ def _preprocessing(
     return dataclasses.replace(stated, **given)
 
 
-def _classes(path: Path, metadata: Mapping[str, str], options: BareOptions, count: int) -> tuple[str, ...]:
+def classes_of(path: Path, metadata: Mapping[str, str], options: BareOptions, count: int) -> tuple[str, ...]:
+    """Names of the classes: those that are told, else as the file says, else numbers.
+
+    Raises:
+        UserError: Another number of them than of logits.
+    """
     if options.classes is not None:
         names = read_class_names(options.classes)
     elif _CLASSES in metadata:

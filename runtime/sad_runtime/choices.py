@@ -103,6 +103,21 @@ class Norm(enum.StrEnum):
     L2 = "l2"
 
 
+class Method(enum.StrEnum):
+    """How a gradient graph says which parts of the image a logit comes from.
+
+    ``saliency``: the gradient itself (Simonyan et al. 2014). ``gradcam``: the channels of a feature map, each
+    weighted with the mean of its gradient (Selvaraju et al. 2017). ``integrated``: the gradient, averaged on
+    the line from a baseline, times the difference (Sundararajan et al. 2017). ``smoothgrad``: the gradient,
+    averaged over noisy copies of the image (Smilkov et al. 2017).
+    """
+
+    SALIENCY = "saliency"
+    GRADCAM = "gradcam"
+    INTEGRATED = "integrated"
+    SMOOTHGRAD = "smoothgrad"
+
+
 class Ranges(enum.StrEnum):
     """How the ranges of int8 are found from values on real images: onnxruntime's calibration methods."""
 

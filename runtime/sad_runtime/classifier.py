@@ -83,9 +83,10 @@ class Classifier:
     def __repr__(self) -> str:
         manifest = self.manifest
         channels, height, width = manifest.preprocessing.shape
+        defence = "no defence" if self.bundle.plain else f"η = {manifest.defence.eta:g}"
         return (
             f"<Classifier of {self.bundle.root}: {manifest.model.name}, {self._classes} classes, "
-            f"images {channels}×{height}×{width}, η = {manifest.defence.eta:g}, on {self.backend_name}>"
+            f"images {channels}×{height}×{width}, {defence}, on {self.backend_name}>"
         )
 
     @property
@@ -183,7 +184,7 @@ class Classifier:
         if missing := [name for name in wanted if name not in self.backend.output_names]:
             raise BundleError(
                 f"the graph of {self.bundle.root} has no output {', '.join(missing)}",
-                hint=f"sad-deploy export {self.bundle.root}",
+                hint=None if self.bundle.plain else f"sad-deploy export {self.bundle.root}",
             )
         if len(images):
             values = self.backend.run(images, wanted)

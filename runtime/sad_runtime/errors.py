@@ -69,7 +69,8 @@ class ErrorCode(enum.StrEnum):
     TOO_LARGE = "too-large"
     """More bytes or pixels than the limits allow."""
     UNSUPPORTED = "unsupported"
-    """A valid image in a colour mode that has no defined conversion, for example 32-bit floats."""
+    """A valid image in a colour mode that has no defined conversion, for example 32-bit floats; or in a
+    format that is read by something not installed."""
     NON_FINITE = "non-finite"
     """The image was read, but an output (logits of a pass, or the saliency if asked for) is not finite."""
 

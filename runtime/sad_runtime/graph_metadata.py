@@ -29,6 +29,11 @@ def graph_metadata(
     return {f"{PREFIX}{name}": json.dumps(value) for name, value in values.items()}
 
 
+def space_metadata(mean: Sequence[float], std: Sequence[float]) -> dict[str, str]:
+    """The same of a graph without a defence that has its mean and std inside."""
+    return {f"{PREFIX}{name}": json.dumps(value) for name, value in (("mean", mean), ("std", std))}
+
+
 def contradictions(metadata: Mapping[str, str], defence: Defence, space: InputSpace) -> list[str]:
     """What a graph's metadata says otherwise than the manifest, in words; nothing for a graph without any."""
     expected = graph_metadata(

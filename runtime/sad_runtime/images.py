@@ -27,6 +27,7 @@ from PIL import (
     WebPImagePlugin,
 )
 
+from . import iso_media
 from .errors import ErrorCode, ImageError
 from .frames import count_frames
 from .manifest import ExifOrientation
@@ -42,9 +43,11 @@ FORMATS = tuple(
         GifImagePlugin.GifImageFile,
     )
 )
-"""Pillow's names of the formats that are read."""
+"""Pillow's names of the formats that are always read; :mod:`.iso_media` has those that may be."""
 
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif"})
+EXTENSIONS = (
+    frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif"}) | iso_media.EXTENSIONS
+)
 """File name extensions by which images are found in folders and archives, in lower case."""
 
 MAX_PIXELS = 89_478_485
@@ -108,9 +111,12 @@ def decode(data: bytes, *, exif: ExifOrientation, fast: NeededShape | None = Non
     """
     if not data:
         raise ImageError(ErrorCode.EMPTY, "the file is empty")
+    media = iso_media.format_of(data)
+    if media is not None:
+        iso_media.make_readable(media)
     try:
         # Opening reads the header, which is what the limit looks at; load() decodes.
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = Image.open(io.BytesIO(data), formats=FORMATS if media is None else (media,))
         width, height = image.size
         if width * height > MAX_PIXELS:
             raise ImageError(ErrorCode.TOO_LARGE, f"{width}×{height} is more than {MAX_PIXELS} pixels")
@@ -122,7 +128,7 @@ def decode(data: bytes, *, exif: ExifOrientation, fast: NeededShape | None = Non
     except ImageError:
         raise
     except UnidentifiedImageError:
-        if data.startswith(_SIGNATURES):
+        if media is not None or data.startswith(_SIGNATURES):
             raise ImageError(
                 _cut_or_corrupt(data), "the file starts as an image but cannot be decoded"
             ) from None
@@ -135,7 +141,8 @@ def decode(data: bytes, *, exif: ExifOrientation, fast: NeededShape | None = Non
         raise ImageError(ErrorCode.TOO_LARGE, "not enough memory to decode it") from None
     except Exception as error:  # whatever a decoder raises on a stranger's bytes, the bytes are at fault
         raise _damaged(data, error) from error
-    return Decoded(_upright(image) if exif is ExifOrientation.APPLY else image, count_frames(data))
+    frames = count_frames(data) if media is None else int(getattr(image, "n_frames", 1))
+    return Decoded(_upright(image) if exif is ExifOrientation.APPLY else image, frames)
 
 
 def _needed_size(image: Image.Image, exif: ExifOrientation, needed: NeededShape) -> tuple[int, int]:
@@ -164,7 +171,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _damaged(data: bytes, error: Exception) -> ImageError:
-    text = str(error)
+    text = " ".join(str(error).split())
     # Pillow has no classes for these.
     if "truncated" in text.lower():
         return ImageError(ErrorCode.TRUNCATED, "the file ends before the image does")
@@ -176,6 +183,8 @@ def _damaged(data: bytes, error: Exception) -> ImageError:
 def _cut_or_corrupt(data: bytes) -> ErrorCode:
     """Tell a file that was cut off from one that is damaged, where the format states its length."""
     if data.startswith(b"RIFF") and len(data) < 8 + int.from_bytes(data[4:8], "little"):
+        return ErrorCode.TRUNCATED
+    if iso_media.format_of(data) is not None and iso_media.is_cut(data):
         return ErrorCode.TRUNCATED
     if data.startswith(b"\x89PNG") and len(data) < 33:  # signature and IHDR
         return ErrorCode.TRUNCATED

@@ -54,6 +54,7 @@ class RunOptions:
         workers: Decoding threads; by default the cores this process may use.
         fast_decode: Whether JPEG is decoded at a lower resolution where that suffices.
         shard: The part of the images to take; all by default.
+        zip_encoding: Of names in zip archives that are not marked as UTF-8.
 
     Raises:
         UserError: Options that contradict each other.
@@ -78,6 +79,7 @@ class RunOptions:
     workers: int | None = None
     fast_decode: bool = False
     shard: Shard | None = None
+    zip_encoding: str | None = None
 
     def __post_init__(self) -> None:
         if self.resume and self.overwrite:
@@ -111,6 +113,7 @@ class RunOptions:
             "saliency-intensity": None if self.saliency is None else self.saliency_intensity,
             "fast-decode": self.fast_decode,
             "shard": None if self.shard is None else str(self.shard),
+            "zip-encoding": self.zip_encoding,
         }
 
 
@@ -181,7 +184,7 @@ class JournaledRun:
         written = _written(to, options)
         with contextlib.ExitStack() as stack:
             self.sources: Sources = stack.enter_context(
-                open_sources(names, exclude=written, shard=options.shard)
+                open_sources(names, exclude=written, shard=options.shard, zip_encoding=options.zip_encoding)
             )
             opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
             self._output = stack.enter_context(

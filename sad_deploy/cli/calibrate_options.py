@@ -10,6 +10,7 @@ import typer
 from sad_deploy.attack_config import AttackKind
 from sad_deploy.recipe import BATCH_SIZE, BATCHES, SAMPLES, Options
 from sad_runtime.choices import Normalization
+from sad_runtime.manifest import ExifOrientation
 
 _NETWORK = "Network"
 _DATA = "Data"
@@ -83,6 +84,15 @@ class CalibrateOptions:
             show_default="the model's usual one",
             metavar="X,X,X",
             rich_help_panel=_NETWORK,
+        ),
+    ] = None
+    exif_orientation: Annotated[
+        ExifOrientation | None,
+        typer.Option(
+            help="Whether the camera's tag turns an image, here and in infer: ignore for a network that was "
+            "trained without.",
+            show_default="apply",
+            rich_help_panel=_DATA,
         ),
     ] = None
     data: Annotated[

@@ -75,7 +75,7 @@ COMMANDS = {
         _MAKE,
         (
             "sad-deploy gradient forward.onnx",
-            "sad-deploy gradient forward.onnx --target cpu --out saliency.onnx",
+            "sad-deploy gradient forward.onnx --method gradcam --out heatmap.onnx",
         ),
         _DGRAD,
     ),

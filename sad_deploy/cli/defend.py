@@ -19,10 +19,10 @@ from .options import (
     AsJson,
     ForwardArgument,
     GraphChoices,
+    ImageOptions,
     ReadingOptions,
     check_forward,
     expanded,
-    numbers,
     refuse_same_file,
 )
 
@@ -50,22 +50,6 @@ class DefenceOptions:
             rich_help_panel=_PANEL,
         ),
     ] = Normalization.NONE
-    mean: Annotated[
-        str | None,
-        typer.Option(
-            metavar="X,X,X",
-            help="Per channel; put into the graph with --std.",
-            show_default="the graph takes images as they are",
-            rich_help_panel=_PANEL,
-        ),
-    ] = None
-    std: Annotated[
-        str | None,
-        typer.Option(
-            metavar="X,X,X", help="Per channel, with --mean.", show_default=False, rich_help_panel=_PANEL
-        ),
-    ] = None
-
     images: Annotated[
         Path | None,
         typer.Option(
@@ -82,6 +66,7 @@ def defend(
     forward: ForwardArgument,
     *,
     defence: DefenceOptions,
+    image: ImageOptions,
     reading: ReadingOptions,
     graph: GraphChoices,
     engine: EngineOptions,
@@ -107,7 +92,7 @@ def defend(
     from sad_export.defend import engine_files
     from sad_runtime.tensorrt import Flavor
 
-    options, request = graph.options(), engine.request(graph.target)
+    options, request, bare = graph.options(), engine.request(graph.target), image.options()
     out = out or forward.with_name(options.variant.suffixed(f"{forward.stem}.sad.onnx"))
     refuse_same_file(forward, out)
     if defence.images is None and forward.is_file():
@@ -117,8 +102,9 @@ def defend(
         out,
         eta=defence.eta,
         normalization=defence.normalization,
-        mean=numbers(defence.mean, "--mean"),
-        std=numbers(defence.std, "--std"),
+        mean=bare.mean,
+        std=bare.std,
+        bare=bare,
         images=defence.images,
         logits=reading.logits,
         image_size=reading.size(),

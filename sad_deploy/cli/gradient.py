@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from sad_runtime.choices import ConvGradient, Objective, Target
+from sad_runtime.choices import ConvGradient, Method, Objective, Target
 from sad_runtime.extras import require
 from sad_runtime.files import Destination
 
@@ -17,20 +18,23 @@ from .options import (
     AsJson,
     ConvGradientChoice,
     ForwardArgument,
+    ImageOptions,
     ReadingOptions,
     TargetChoice,
     check_forward,
     expanded,
+    numbers,
     refuse_same_file,
 )
 
 _OBJECTIVES = "|".join("N" if word is Objective.CLASS else word for word in Objective)
+_METHOD = "Method"
 
 
-@expanded
-def gradient(
-    forward: ForwardArgument,
-    *,
+@dataclasses.dataclass(frozen=True)
+class AttributionOptions:
+    """What the graph says of an image; see :class:`sad_export.attribution.Attribution`."""
+
     of: Annotated[
         str,
         typer.Option(
@@ -39,7 +43,84 @@ def gradient(
             "says (a label, its cross-entropy, factors of all logits).",
             rich_help_panel=GRAPH,
         ),
-    ] = Objective.LARGEST.value,
+    ] = Objective.LARGEST.value
+    at: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|last",
+            help="What it is taken with respect to: a value of the graph by its name, or the last "
+            "feature map.",
+            show_default="the image; for gradcam the last feature map",
+            rich_help_panel=GRAPH,
+        ),
+    ] = None
+    method: Annotated[
+        Method,
+        typer.Option(
+            metavar="|".join(Method),
+            help="The gradient itself, Grad-CAM (output heatmap), integrated gradients (output attribution) "
+            "or SmoothGrad.",
+            rich_help_panel=_METHOD,
+        ),
+    ] = Method.SALIENCY
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="integrated: points of the integral; each is one more image in the batch.",
+            show_default="32",
+            rich_help_panel=_METHOD,
+        ),
+    ] = None
+    baseline: Annotated[
+        str | None,
+        typer.Option(
+            metavar="X|X,X,X",
+            help="integrated: where the integral begins, one number or one a channel.",
+            show_default="0",
+            rich_help_panel=_METHOD,
+        ),
+    ] = None
+    samples: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="smoothgrad: noisy images; each is one more in the batch.",
+            show_default="16",
+            rich_help_panel=_METHOD,
+        ),
+    ] = None
+    noise: Annotated[
+        float | None,
+        typer.Option(
+            metavar="X",
+            help="smoothgrad: standard deviation of the noise, as a part of the image's range.",
+            show_default="0.15",
+            rich_help_panel=_METHOD,
+        ),
+    ] = None
+    noise_seed: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="smoothgrad: seed of the noise, which is a constant of the graph.",
+            show_default="0",
+            rich_help_panel=_METHOD,
+        ),
+    ] = None
+
+    def settings(self) -> dict[str, Any]:
+        """For the exporter."""
+        given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return given | {"baseline": numbers(self.baseline, "--baseline")}
+
+
+@expanded
+def gradient(
+    forward: ForwardArgument,
+    *,
+    attribution: AttributionOptions,
+    image: ImageOptions,
     reading: ReadingOptions,
     target: TargetChoice = Target.PORTABLE,
     conv_gradient: ConvGradientChoice = ConvGradient.AUTO,
@@ -56,8 +137,8 @@ def gradient(
 ) -> None:
     """Add the gradient of the largest logit to an ONNX classifier: outputs logits and gradient.
 
-    Standard operators only, with a dynamic batch if the classifier has one. The graph is run and compared
-    with the classifier before it is kept.
+    Or a map made of it: Grad-CAM, integrated gradients, SmoothGrad. Standard operators only, with a dynamic
+    batch if the classifier has one. The graph is run and compared with the classifier before it is kept.
     """
     check_forward(forward)
     require("onnx_ir", extra="export", need="sad-deploy gradient")
@@ -69,7 +150,8 @@ def gradient(
     made = write_gradient(
         forward,
         out,
-        of=of,
+        **attribution.settings(),
+        bare=image.options(),
         logits=reading.logits,
         image_size=reading.size(),
         conv_gradient=conv_gradient,
@@ -77,8 +159,8 @@ def gradient(
         notice=print_note,
     )
     if as_json:
-        print_json({"graph": str(made.graph), "bytes": made.bytes})
+        print_json({"graph": str(made.graph), "bytes": made.bytes, "outputs": list(made.outputs)})
     print_status(
         f"{out}: {made.bytes / 1e6:.2f} MB, run and compared with {forward}; "
-        "outputs logits (N, K) and gradient, shaped as the image"
+        f"outputs {', '.join(made.outputs[:-1])} and {made.outputs[-1]}"
     )

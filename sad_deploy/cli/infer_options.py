@@ -13,7 +13,8 @@ from sad_runtime.errors import UserError
 from sad_runtime.manifest import ExifOrientation, Interpolation
 from sad_runtime.result_format import ResultFormat
 
-from .options import RESULT
+from .console import print_note
+from .options import RESULT, numbers, option_names
 
 if TYPE_CHECKING:
     from sad_runtime.bundle import Bundle
@@ -33,7 +34,7 @@ SourceArgument = Annotated[
     ),
 ]
 BundleFolder = Annotated[
-    Path, typer.Option(metavar="DIR|GRAPH", help="The bundle to run, or a bare two-pass graph (.onnx).")
+    Path, typer.Option(metavar="DIR|GRAPH", help="The bundle to run, or a bare graph (.onnx).")
 ]
 Out = Annotated[
     str | None,
@@ -88,6 +89,30 @@ class BareChoices:
         ),
     ] = None
 
+    plain: Annotated[
+        bool,
+        typer.Option(
+            "--plain",
+            help="The graph is a classifier without a defence: rows have its label and probability alone.",
+            rich_help_panel=_BARE,
+        ),
+    ] = False
+    mean: Annotated[
+        str | None,
+        typer.Option(
+            metavar="X,X,X",
+            help="With --plain: per channel, where the graph has it not inside.",
+            show_default=False,
+            rich_help_panel=_BARE,
+        ),
+    ] = None
+    std: Annotated[
+        str | None,
+        typer.Option(
+            metavar="X,X,X", help="Per channel, with --mean.", show_default=False, rich_help_panel=_BARE
+        ),
+    ] = None
+
     def opened(self, bundle: Path) -> Bundle:
         """A bundle's folder, or a bare graph's file, as a bundle.
 
@@ -97,7 +122,18 @@ class BareChoices:
         from sad_runtime.bare_graph import BareOptions, bundle_of_graph
         from sad_runtime.bundle import Bundle
 
-        options = BareOptions(**{field.name: getattr(self, field.name) for field in dataclasses.fields(self)})
+        options = BareOptions(
+            resize=self.resize,
+            interpolation=self.interpolation,
+            exif_orientation=self.exif_orientation,
+            classes=self.classes,
+            mean=numbers(self.mean, "--mean"),
+            std=numbers(self.std, "--std"),
+        )
+        if self.plain:
+            from sad_runtime.plain_graph import bundle_of_classifier
+
+            return bundle_of_classifier(bundle, options, notice=print_note)
         if bundle.suffix == ".onnx" and not bundle.is_dir():
             return bundle_of_graph(bundle, options)
         if options.given:
@@ -235,10 +271,36 @@ class RunChoices:
             rich_help_panel=_RUNNING,
         ),
     ] = False
+    zip_encoding: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Encoding of names in zip archives that are not marked as UTF-8: cp932, cp866, gbk.",
+            show_default="cp437",
+            rich_help_panel=_RUNNING,
+        ),
+    ] = None
     shard: Annotated[
         str | None,
         typer.Option(metavar="I/N", help="Take the I-th of N equal parts.", rich_help_panel=_RUNNING),
     ] = None
+
+    def refuse_saliency(self) -> None:
+        """Refuse what is drawn or counted of the saliency, for a graph that has none.
+
+        Raises:
+            UserError: It was asked for.
+        """
+        of_saliency = {
+            "saliency": self.saliency is not None,
+            "saliency_stats": self.saliency_stats,
+            "report": self.report is not None,
+        }
+        if given := option_names(of_saliency):
+            raise UserError(
+                f"--plain runs a classifier without saliency, which {' and '.join(given)} shows",
+                hint="sad-deploy defend writes a graph that has it",
+            )
 
     def options(self) -> RunOptions:
         """For the runtime.

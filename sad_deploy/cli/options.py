@@ -16,9 +16,11 @@ import typer
 
 from sad_runtime.choices import ConvGradient, Precision, Ranges, Target
 from sad_runtime.errors import UserError
+from sad_runtime.manifest import ExifOrientation, Interpolation
 
 if TYPE_CHECKING:
     from sad_export import GraphOptions
+    from sad_runtime.bare_graph import BareOptions
 
 GRAPH = "Graph"
 RESULT = "Result"
@@ -99,6 +101,74 @@ class ReadingOptions:
                 hint="for example --image-size 224, or 224,320",
             )
         return int(parts[0]), int(parts[-1])
+
+
+_IMAGES = "Images"
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageOptions:
+    """How images come to the network: mean and std go into its graph, the rest is said in its metadata."""
+
+    mean: Annotated[
+        str | None,
+        typer.Option(
+            metavar="X,X,X",
+            help="Per channel; put into the graph with --std.",
+            show_default="the graph takes images as they are",
+            rich_help_panel=_IMAGES,
+        ),
+    ] = None
+    std: Annotated[
+        str | None,
+        typer.Option(
+            metavar="X,X,X", help="Per channel, with --mean.", show_default=False, rich_help_panel=_IMAGES
+        ),
+    ] = None
+    resize: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="What the file says to infer: the shorter side after the resize; the middle is cut out.",
+            show_default="nothing: to the graph's height and width",
+            rich_help_panel=_IMAGES,
+        ),
+    ] = None
+    interpolation: Annotated[
+        Interpolation | None,
+        typer.Option(
+            help="Likewise: filter of the resize.", show_default="nothing: bilinear", rich_help_panel=_IMAGES
+        ),
+    ] = None
+    exif_orientation: Annotated[
+        ExifOrientation | None,
+        typer.Option(
+            help="Likewise: whether the camera's tag turns the image.",
+            show_default="nothing: apply",
+            rich_help_panel=_IMAGES,
+        ),
+    ] = None
+    classes: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Likewise: names of the classes in the order of the logits, one a line.",
+            show_default="nothing: numbers",
+            rich_help_panel=_IMAGES,
+        ),
+    ] = None
+
+    def options(self) -> BareOptions:
+        """For the exporter.
+
+        Raises:
+            UserError: ``--mean`` or ``--std`` is no list of numbers.
+        """
+        from sad_runtime.bare_graph import BareOptions
+
+        given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return BareOptions(**given | {name: numbers(given[name], f"--{name}") for name in ("mean", "std")})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -163,11 +163,11 @@ def test_results_inside_the_input_are_not_read_again(here: Path, monkeypatch: py
 def test_files_of_other_extensions_are_counted_alike_in_folders_and_archives(
     kind: str, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("IMG_1.HEIC", "img_2.heic", "README", ".hidden", ".hidden.heic"):
+    for name in ("IMG_1.CR2", "img_2.cr2", "README", ".hidden", ".hidden.cr2"):
         (here / "images" / name).touch()
     source = "images" if kind == "folder" else shutil.make_archive("packed", kind, "images")
     assert run(monkeypatch, source) == 0
-    expected = "3 files left out for not having an image's extension: 2 .heic, 1 without extension\n"
+    expected = "3 files left out for not having an image's extension: 2 .cr2, 1 without extension\n"
     assert expected in capsys.readouterr().err
 
 

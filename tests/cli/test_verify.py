@@ -15,6 +15,7 @@ from PIL import Image
 from torch import nn
 
 from sad_export import GraphOptions, defend, write_gradient
+from sad_runtime.bare_graph import BareOptions
 from sad_runtime.devices import cuda_devices
 from tests.support.command_line import exit_code
 from tests.support.models import forward_onnx, randomised
@@ -117,11 +118,22 @@ def test_a_bare_graph_is_compared_with_its_classifier(
     assert {found["sad.onnx", name]["verdict"] for name in RUNTIMES} == {"verified"}
 
 
-@pytest.mark.parametrize("of", ["largest", 3])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"of": "largest"},
+        {"of": 3},
+        {"at": "last"},
+        {"method": "gradcam"},
+        {"bare": BareOptions(mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))},
+        {"method": "integrated", "steps": 3, "baseline": 0.5},
+        {"method": "smoothgrad", "samples": 2, "noise_seed": 1},
+    ],
+)
 def test_a_gradient_is_compared_with_its_classifier(
-    tmp_path: Path, verify: Command, forward: Path, of: str | int
+    tmp_path: Path, verify: Command, forward: Path, options: dict[str, Any]
 ) -> None:
-    write_gradient(forward, tmp_path / "gradient.onnx", of=of)
+    write_gradient(forward, tmp_path / "gradient.onnx", notice=lambda line: None, **options)
     found = verify.results(tmp_path / "gradient.onnx", "--against", str(forward))
     assert {found["gradient.onnx", name]["verdict"] for name in RUNTIMES} == {"verified"}
 

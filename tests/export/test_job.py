@@ -121,7 +121,7 @@ def test_a_python_caller_has_the_verified_gradient(
         weight.const_value = ir.tensor(-weight.const_value.numpy(), name=name)
         return model
 
-    monkeypatch.setattr(sys.modules["sad_export.write_gradient"], "differentiated", wrong)
+    monkeypatch.setattr(sys.modules["sad_export.attributed"], "differentiated", wrong)
     with pytest.raises(sad_export.VerificationError, match="contradicts"):
         sad_export.write_gradient(forward, tmp_path / "wrong.onnx")
     assert not (tmp_path / "wrong.onnx").exists()

@@ -839,19 +839,19 @@ def test_truncated_zip_is_refused_and_damaged_members_fail(tmp_path: Path) -> No
 
 MIXED = [
     "a.jpg",
-    "IMG_1.HEIC",
-    "IMG_1.heic.txt",
+    "IMG_1.CR2",
+    "IMG_1.cr2.txt",
     "README",
     "ends.with.a.dot.",
     "inner.tar.gz",
     "inner.zip",
-    "sub/img_2.heic",
+    "sub/img_2.cr2",
     "sub/b.PNG",
     "sub/deep/LICENSE",
     "sub/.DS_Store",
-    ".hidden.heic",
-    ".hidden/img_3.heic",
-    "__MACOSX/._a.heic",
+    ".hidden.cr2",
+    ".hidden/img_3.cr2",
+    "__MACOSX/._a.cr2",
 ]
 
 
@@ -883,7 +883,7 @@ def test_the_same_is_left_out_of_a_folder_and_of_an_archive_of_it(packing: str, 
     elif packing != "folder":
         with tarfile.open(name := f"mixed{packing}", f"w:{packing[5:]}") as file:
             file.add("mixed", ".")
-    assert left_out(name) == {".heic": 2, ".txt": 1, "": 2, ".": 1, ".gz": 1, ".zip": 1, ".mov": 1}
+    assert left_out(name) == {".cr2": 2, ".txt": 1, "": 2, ".": 1, ".gz": 1, ".zip": 1, ".mov": 1}
 
 
 def test_what_was_left_out_is_of_the_last_iteration_alone(mixed: Path) -> None:
@@ -891,14 +891,14 @@ def test_what_was_left_out_is_of_the_last_iteration_alone(mixed: Path) -> None:
         assert opened.other_endings.total() == 0
         for _ in range(2):
             assert len(list(opened)) == 2
-            assert opened.other_endings[".heic"] == 2
+            assert opened.other_endings[".cr2"] == 2
         assert opened.count() == 2
 
 
 def test_a_file_that_is_read_because_it_was_named_is_not_left_out(mixed: Path) -> None:
     write_zip(mixed / "inner.zip", {"x.jpg": b"x", "y.mov": b"y"})
-    named = ["mixed/sub/img_2.heic", "mixed/inner.zip", "mixed/.hidden.heic"]
-    expected = {".heic": 1, ".txt": 1, "": 2, ".": 1, ".gz": 1, ".mov": 2}
+    named = ["mixed/sub/img_2.cr2", "mixed/inner.zip", "mixed/.hidden.cr2"]
+    expected = {".cr2": 1, ".txt": 1, "": 2, ".": 1, ".gz": 1, ".mov": 2}
     assert left_out("mixed", *named, *named) == left_out(*named, "mixed", "mixed/sub") == expected
 
 
@@ -928,13 +928,13 @@ def test_extensions_of_a_stranger_take_little_memory_and_are_all_counted(tmp_pat
 
 def test_the_words_about_what_was_left_out_add_up() -> None:
     files = LeftOut()
-    for extension, n in ((".heic", 9), ("", 5), (".mov", 4), (".txt", 3), (".pdf", 2), (".a", 1), (".b", 1)):
+    for extension, n in ((".cr2", 9), ("", 5), (".mov", 4), (".txt", 3), (".pdf", 2), (".a", 1), (".b", 1)):
         for _ in range(n):
             files.add(f"x{extension}")
     files.add("x.much-too-long-to-be-a-name")
     assert describe_left_out(files.counts, "photos/") == (
         "26 files in photos/ left out for not having an image's extension: "
-        "9 .heic, 5 without extension, 4 .mov, 3 .txt, 2 .pdf, 3 others"
+        "9 .cr2, 5 without extension, 4 .mov, 3 .txt, 2 .pdf, 3 others"
     )
     equal = LeftOut()
     for name in ("x", "b.b", "a.a", "c.a", "c.b", "y"):
@@ -946,7 +946,7 @@ def test_the_words_about_what_was_left_out_add_up() -> None:
 
 
 def test_what_is_found_in_no_archive_and_no_folder_has_a_hint_of_what_would_be(tmp_path: Path) -> None:
-    write_zip(tmp_path / "phone.zip", {"IMG_1.HEIC": b"x"})
+    write_zip(tmp_path / "phone.zip", {"IMG_1.CR2": b"x"})
     with pytest.raises(UserError, match="no image in it") as caught:
         open_sources([str(tmp_path / "phone.zip")])
     assert "inside folders and archives" in (caught.value.hint or "")

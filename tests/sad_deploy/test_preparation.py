@@ -10,7 +10,9 @@ from sad_deploy.models import build_model, cifar, digits
 from sad_deploy.preparation import prepare
 from sad_deploy.recipe import Options, resolve
 from sad_runtime.errors import UserError
-from sad_runtime.manifest import Color
+from sad_runtime.manifest import Color, ExifOrientation
+from sad_runtime.preprocess import load
+from sad_runtime.sources import FileItem
 
 FACTORY = """
 import torch
@@ -72,6 +74,24 @@ def test_a_factory_without_weights_brings_its_own():
 def test_one_mean_value_makes_a_factorys_input_grey():
     found = ready(model="prepared_networks:grey", data="labelled", image_size=8, mean="0.5", std="0.5")
     assert found.preprocessing.color is Color.GRAY
+
+
+def test_the_cameras_tag_is_ignored_if_told_in_calibration_and_manifest(folder):
+    """A lying image: wide as it lies in the file, tall as the camera held it."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    left = np.zeros((40, 40, 3), np.uint8)
+    left[:, :20] = 255
+    for name in ("a", "b", "c"):
+        for index in range(8):
+            Image.fromarray(left).save(folder / "labelled" / name / f"{index}.png", exif=exif)
+    arguments = {"model": "prepared_networks:net", "data": "labelled", "image_size": 8}
+    told = ready(**arguments, exif_orientation=ExifOrientation.IGNORE)
+    assert told.preprocessing.exif_orientation is ExifOrientation.IGNORE
+    assert ready(**arguments).preprocessing.exif_orientation is ExifOrientation.APPLY
+    for found, axis in ((told, 1), (ready(**arguments), 0)):
+        pixels = load(FileItem(str(folder / "labelled/a/0.png")), found.preprocessing).pixels[0]
+        assert np.ptp(pixels.mean(1 - axis)) > 0.9 and np.ptp(pixels.mean(axis)) < 0.1
 
 
 def test_published_weights_bring_classes_and_preprocessing(folder, monkeypatch):

@@ -120,8 +120,8 @@ class Pattern:
     """A rule for several nodes that end in one.
 
     Attributes:
-        match: Gives the values that the rule takes, those that it differentiates first; ``None`` where the
-            node does not end the pattern.
+        match: Gives the values that the rule takes: the one that it differentiates, then those between it
+            and the last node's output; ``None`` where the node does not end the pattern.
         rule: The rule; ``y`` and ``dy`` are those of the last node.
     """
 
@@ -183,12 +183,20 @@ def rule_of(node: ir.Node) -> Rule | None:
     return _RULES.get(node.op_type) if node.domain == "" else None
 
 
-def rule_for(node: ir.Node) -> tuple[Rule, Sequence[ir.Value | None]] | None:
-    """The rule to apply at a node and what it takes: a pattern's, where one ends in the node."""
+def rule_for(
+    node: ir.Node, *, target: ir.Value | None = None
+) -> tuple[Rule, Sequence[ir.Value | None]] | None:
+    """The rule to apply at a node and what it takes: a pattern's, where one ends in the node.
+
+    Args:
+        node: The forward node.
+        target: The value that the walk goes to; no pattern may step over it.
+    """
     if node.domain != "":
         return None
     for each in _PATTERNS.get(node.op_type, ()):
-        if (values := each.match(node)) is not None:
+        values = each.match(node)
+        if values is not None and not any(value is target for value in values[1:]):
             return each.rule, values
     rule = _RULES.get(node.op_type)
     return None if rule is None else (rule, node.inputs)

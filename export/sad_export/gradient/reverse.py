@@ -143,7 +143,7 @@ def reverse(g: Words, nodes: Sequence[ir.Node], seeds: Mapping[ir.Value, Expr], 
             g.sum_terms(terms, of=g.of(y)) if (terms := contributions.pop(y, None)) else None
             for y in node.outputs
         ]
-        found = rule_for(node)
+        found = rule_for(node, target=target)
         assert found is not None, f"{node.name} passed the check without a rule"
         for value, gradient in _gradients(g, *found, dys=dys, on_path=on_path, node=node):
             contributions.setdefault(value, []).append(gradient)

@@ -46,6 +46,11 @@ class Seed:
         return cls(choose(Objective, word, "objective"))
 
     @property
+    def word(self) -> str:
+        """The word that :meth:`of` makes this seed of."""
+        return str(self.index) if self.objective is Objective.CLASS else self.objective.value
+
+    @property
     def input_name(self) -> str | None:
         """Name of the further input that the graph has for it; None if it has none."""
         names = {Objective.LABEL: "label", Objective.LOSS: "label", Objective.COTANGENT: "cotangent"}

@@ -302,7 +302,7 @@ class Expr:
     def pad(self, axes: Sequence[int], begins: Sequence[int], ends: Sequence[int], fill: float = 0.0) -> Expr:
         """Constant padding of static axes; negative amounts crop."""
         value = self
-        if self.g.crops_before_padding or max(*begins, *ends) <= 0:
+        if self.g.crops_before_padding or max((*begins, *ends), default=0) <= 0:
             value = self._cropped(axes, begins, ends)
             begins, ends = ([max(0, n) for n in amounts] for amounts in (begins, ends))
         if not any(begins) and not any(ends):

@@ -21,7 +21,7 @@ from ..gradient.registry import is_constant, rule_of
 from ..graph.errors import GraphError
 from ..graph.opset import MINIMUM_OPSET, brought_to
 from ..graph.values import Dim, shape_of, text_of
-from ..normal_form import EinsumLettersPass, ExpandFunctionsPass, NestedConcatsPass, ShapesPass
+from ..normal_form import EinsumLettersPass, ExpandFunctionsPass, FlatViewsPass, NestedConcatsPass, ShapesPass
 from .batch import with_dynamic_batch
 from .control_flow import control_flow, inline_constant_ifs
 from .fused import write_out_fused
@@ -37,7 +37,7 @@ _SIZE_OPTION = "--image-size H,W"
 _SIZE_HINT = "give the size that the network was trained on; in Python, image_size=(height, width)"
 _HINT = "export a model with one float image input (N, C, H, W) and one output of logits (N, K)"
 
-_OUR_PREFIXES = ("backward/", "mix/", "normalise/", "second/", "unscale/")
+_OUR_PREFIXES = ("attribution/", "backward/", "mix/", "normalise/", "points/", "second/", "unscale/")
 _OUR_SUFFIXES = ("/fp32", "/fp16", "/bf16", "/exact")
 
 
@@ -205,6 +205,7 @@ def normalise(model: ir.Model) -> None:
     ).modified:
         common_passes.NameFixPass()(model)
         ShapesPass()(model)
+    FlatViewsPass()(model)
     _leave_our_names(model.graph)
     EinsumLettersPass()(model)
     NestedConcatsPass()(model)

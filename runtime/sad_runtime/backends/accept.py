@@ -110,6 +110,8 @@ def check(
         BackendError: It does, and ``unverified`` does not let it pass; it is closed.
     """
     if not is_verifiable(bundle):
+        if bundle.plain is not None:
+            return "the classifier as it is, without a defence"
         if bundle.is_bare:
             return f"not verified here: sad-deploy verify {bundle.root / loaded.file} --against FORWARD.onnx"
         return f"not verified here: the bundle has no references, sad-deploy export {bundle.root} adds them"

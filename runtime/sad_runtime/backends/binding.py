@@ -42,20 +42,22 @@ class Bindings:
     """A session's bindings.
 
     Args:
-        session: onnxruntime's, of a graph from an ``image`` of static (C, H, W).
+        session: onnxruntime's, of a graph from an image of static (C, H, W).
         device: ``cuda`` or ``cpu``.
         cuda_graphs: Whether the session was created with CUDA graphs. onnxruntime keeps them until it ends,
             so only the first few batch sizes and choices of outputs get one.
+        image: Name of the graph's input.
     """
 
-    def __init__(self, session: Any, device: str, *, cuda_graphs: bool = False) -> None:
+    def __init__(self, session: Any, device: str, *, cuda_graphs: bool = False, image: str = INPUT) -> None:
         self._session = session
         self._device = device
         self._cuda_graphs = cuda_graphs
         self._made: collections.OrderedDict[tuple[int, tuple[str, ...]], _Binding] = collections.OrderedDict()
         self._outputs = {output.name: output for output in session.get_outputs()}
-        (image,) = (item for item in session.get_inputs() if item.name == INPUT)
-        self._input_shape = image.shape[1:]
+        self._image = image
+        (found,) = (item for item in session.get_inputs() if item.name == image)
+        self._input_shape = found.shape[1:]
 
     def run(
         self, images: npt.NDArray[np.float32], outputs: Sequence[str]
@@ -107,7 +109,7 @@ class Bindings:
         allocate = onnxruntime.OrtValue.ortvalue_from_shape_and_type
         bound = self._session.io_binding()
         image = allocate([count, *self._input_shape], np.float32, self._device, 0)
-        bound.bind_ortvalue_input(INPUT, image)
+        bound.bind_ortvalue_input(self._image, image)
         for name in names:
             output = self._outputs[name]
             row = output.shape[1:]

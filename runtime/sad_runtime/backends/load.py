@@ -13,7 +13,8 @@ from ..tensorrt import Flavor
 from .batch_limit import Notice, ignore
 from .onnxruntime import OnnxRuntimeBackend, Provider
 from .openvino import OpenVinoBackend
-from .protocol import LOGITS, Backend
+from .plain import PlainBackend
+from .protocol import INPUT, LOGITS, Backend
 from .tensorrt import TensorRTBackend
 
 GRAPH_BACKENDS = (BackendChoice.CPU, BackendChoice.OPENVINO, BackendChoice.CUDA)
@@ -96,6 +97,9 @@ def load(
     backend: Backend
     problems = []
     if choice in GRAPH_BACKENDS:
+        if bundle.plain is not None:
+            inner = open_graph(bundle.file(name), choice, options, image=bundle.plain.image)
+            return Loaded(PlainBackend(inner, bundle.plain), name)
         backend = open_graph(bundle.file(name), choice, options)
         problems += contradictions(backend.metadata, bundle.manifest.defence, bundle.manifest.input_space)
     else:
@@ -119,7 +123,7 @@ def load(
 
 
 def open_graph(
-    path: Path, choice: BackendChoice, options: BackendOptions
+    path: Path, choice: BackendChoice, options: BackendOptions, *, image: str = INPUT
 ) -> OnnxRuntimeBackend | OpenVinoBackend:
     """Load a graph's file.
 
@@ -127,6 +131,7 @@ def open_graph(
         path: The file.
         choice: One of :data:`GRAPH_BACKENDS`.
         options: How; its ``precision`` is the graph's.
+        image: Name of the graph's input.
 
     Raises:
         BackendError: It cannot run here, or not as asked for.
@@ -137,10 +142,14 @@ def open_graph(
         raise BackendError(f"the {choice} backend has no TF32", hint="leave out --tf32, or use a GPU")
     precision = options.precision
     if choice is BackendChoice.OPENVINO:
-        return OpenVinoBackend(path, precision=precision, device=options.device, notice=options.notice)
+        return OpenVinoBackend(
+            path, precision=precision, device=options.device, image=image, notice=options.notice
+        )
     if choice is BackendChoice.CPU and "bf16" in precision:
         raise BackendError(
             f"onnxruntime's CPU has no bf16 kernels, so {path.name} does not run on it",
             hint="a TensorRT engine runs it; on the CPU use --precision fp32",
         )
-    return OnnxRuntimeBackend(path, Provider(choice.value), tf32=options.tf32, notice=options.notice)
+    return OnnxRuntimeBackend(
+        path, Provider(choice.value), tf32=options.tf32, image=image, notice=options.notice
+    )

@@ -56,6 +56,7 @@ class OnnxRuntimeBackend:
         tf32: Whether CUDA may round products of float32 to TF32.
         cuda_graphs: Whether CUDA launches all kernels of a batch at once. Off by default: onnxruntime records
             only graphs that lie on the GPU whole, and keeps what it recorded until the end.
+        image: Name of the graph's input.
         notice: Told once if GPU memory is short and batches become smaller.
 
     Raises:
@@ -70,24 +71,26 @@ class OnnxRuntimeBackend:
         *,
         tf32: bool = False,
         cuda_graphs: bool = False,
+        image: str = INPUT,
         notice: Notice = ignore,
     ) -> None:
         self.name = str(provider)
+        self._image = image
         self.runs_on = f"{version()} on {device_name(gpu=provider is Provider.CUDA)}"
         self._session: Any = _open_session(model, provider, tf32=tf32, cuda_graphs=cuda_graphs)
         self.metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
         self.output_names = tuple(output.name for output in self._session.get_outputs())
         inputs = {item.name: item for item in self._session.get_inputs()}
-        shape = inputs[INPUT].shape if INPUT in inputs else []
+        shape = inputs[image].shape if image in inputs else []
         if len(shape) != 4 or not all(isinstance(side, int) for side in shape[1:]):
-            raise BundleError(f"the graph must have an input {INPUT!r} of shape (N, C, H, W), C, H, W static")
+            raise BundleError(f"the graph must have an input {image!r} of shape (N, C, H, W), C, H, W static")
         if isinstance(shape[0], int):
             raise BundleError(f"the graph's batch size is fixed to {shape[0]}; it must be symbolic")
         self.input_shape: tuple[int, int, int] = (shape[1], shape[2], shape[3])
         self._limit = BatchLimit(None, notice=notice)
         self._bindings: Bindings | None = None
         if provider is Provider.CUDA:
-            self._bindings = Bindings(self._session, provider.value, cuda_graphs=cuda_graphs)
+            self._bindings = Bindings(self._session, provider.value, cuda_graphs=cuda_graphs, image=image)
 
     @property
     def max_batch(self) -> int | None:
@@ -118,7 +121,7 @@ class OnnxRuntimeBackend:
         try:
             if self._bindings is not None:
                 return self._bindings.run(images, outputs)
-            values = self._session.run(list(outputs), {INPUT: images})
+            values = self._session.run(list(outputs), {self._image: images})
         except Exception as error:
             if not _is_onnxruntimes(error):
                 raise

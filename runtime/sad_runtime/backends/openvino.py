@@ -71,6 +71,7 @@ class OpenVinoBackend:
         *,
         precision: str = "fp32",
         device: str = "CPU",
+        image: str = INPUT,
         notice: Notice = ignore,
     ) -> None:
         openvino: Any = require("openvino", extra="openvino", need=_NEED)
@@ -83,7 +84,7 @@ class OpenVinoBackend:
             self._model = core.read_model(model if isinstance(model, bytes) else os.fspath(model))
         self.runs_on = f"{version()} on {_described(core, self._device)}"
         self.output_names = tuple(_places(self._model))
-        self.input_shape = _image_shape(self._model, shown)
+        self.input_shape = _image_shape(self._model, shown, image)
         self.metadata: dict[str, str] = _metadata(self._model)
         self._limit = BatchLimit(PIECE, notice=notice, memory="memory")
         self._compiled: dict[int, _Requests] | None = {}
@@ -171,7 +172,7 @@ class _Requests:
                 if len(running) == len(self._requests):
                     finish()
                 request = self._requests[number % len(self._requests)]
-                request.start_async({INPUT: _filled_up(images[start : start + size], size)})
+                request.start_async({0: _filled_up(images[start : start + size], size)})
                 running.append((request, start))
             while running:
                 finish()
@@ -235,16 +236,16 @@ def _described(core: Any, device: str) -> str:
     return f"{device} ({str(core.get_property(device, 'FULL_DEVICE_NAME')).strip()})"
 
 
-def _image_shape(model: Any, shown: str) -> tuple[int, int, int]:
+def _image_shape(model: Any, shown: str, image: str) -> tuple[int, int, int]:
     """(C, H, W) of the one input.
 
     Raises:
         BundleError: It is something else.
     """
     inputs = {value.get_any_name(): value.partial_shape for value in model.inputs}
-    shape = inputs.get(INPUT)
+    shape = inputs.get(image)
     if len(inputs) != 1 or shape is None or shape.rank.get_length() != 4:
-        raise BundleError(f"{shown} must have the one input {INPUT!r} (N, C, H, W), it has {inputs}")
+        raise BundleError(f"{shown} must have the one input {image!r} (N, C, H, W), it has {inputs}")
     if any(shape[i].is_dynamic for i in (1, 2, 3)):
         raise BundleError(f"{shown} must take images of one size, it takes {shape}")
     channels, height, width = (shape[i].get_length() for i in (1, 2, 3))

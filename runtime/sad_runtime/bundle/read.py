@@ -18,6 +18,7 @@ from pathlib import Path
 from ..choices import Precision, Target
 from ..errors import BundleError
 from ..manifest import MANIFEST_NAME, Engine, Graph, Manifest
+from ..plain import PlainGraph
 
 _CHUNK_BYTES = 1 << 20
 
@@ -29,10 +30,12 @@ class Bundle:
     Attributes:
         root: The folder.
         manifest: What it says.
+        plain: How its graph is run, where it is a forward classifier without a defence.
     """
 
     root: Path
     manifest: Manifest
+    plain: PlainGraph | None = None
     _verified: set[str] = dataclasses.field(default_factory=set, init=False, repr=False, compare=False)
     _lock: threading.Lock = dataclasses.field(
         default_factory=threading.Lock, init=False, repr=False, compare=False

@@ -46,12 +46,14 @@ class Archive:
 
     Args:
         name: The file; its members' names begin with it.
+        zip_encoding: Of names in a zip that are not marked as UTF-8; code page 437 by the format's standard.
 
     Raises:
-        ImageError: It cannot be opened, or its first bytes are of no archive.
+        ImageError: It cannot be opened, its first bytes are of no archive, or its names are in another
+            encoding.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, zip_encoding: str | None = None) -> None:
         self.name = name
         try:
             if not stat.S_ISREG(os.stat(name).st_mode):  # noqa: PTH116 - the name as the user wrote it
@@ -64,7 +66,11 @@ class Archive:
             self._changed = os.fstat(self._file.fileno()).st_mtime_ns
             head = self._file.read(6)
             self._file.seek(0)
-            self._zip = zipfile.ZipFile(self._file) if head.startswith(_ZIP) else None
+            is_zip = head.startswith(_ZIP)
+            self._zip = zipfile.ZipFile(self._file, metadata_encoding=zip_encoding) if is_zip else None
+        except UnicodeDecodeError:
+            self.close()
+            raise ImageError(ErrorCode.CORRUPT, f"its names are not in {zip_encoding}") from None
         except Exception as error:
             self.close()
             raise _damaged(error) from None

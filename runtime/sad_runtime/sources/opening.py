@@ -36,6 +36,7 @@ def open_sources(
     exclude: Iterable[str | os.PathLike[str]] = (),
     shard: Shard | None = None,
     stdin: IO[str] | None = None,
+    zip_encoding: str | None = None,
 ) -> Sources:
     """Look at SOURCE arguments; all that are of no use are found before anything is read.
 
@@ -54,19 +55,23 @@ def open_sources(
         exclude: Files and folders not to read, for example where results are written.
         shard: The part of the items to take; all by default.
         stdin: Read for ``-`` instead of standard input.
+        zip_encoding: Of names in zip archives that are not marked as UTF-8: ``cp932``, for example.
 
     Returns:
         The images, to be used as a context manager.
 
     Raises:
         UserError: Some sources do not exist, cannot be read, or hold no image; all of them are named.
+            Or there is no such encoding.
     """
+    if zip_encoding is not None:
+        _check_encoding(zip_encoding)
     excluded = frozenset(os.path.realpath(path) for path in exclude)
     found: list[_Source] = []
     problems: list[str] = []
     for text in [os.fspath(source) for source in sources]:
         source = _Source.of(text)
-        problem = _problem(source, excluded)
+        problem = _problem(source, excluded, zip_encoding)
         if text == STDIN and any(other.kind is _Kind.STDIN for other in found):
             problem = "standard input can be read only once"
         if problem is None:
@@ -81,7 +86,7 @@ def open_sources(
             if any(_NO_IMAGE in problem for problem in problems)
             else None,
         )
-    return Sources(found, excluded, shard, stdin or sys.stdin)
+    return Sources(found, excluded, shard, stdin or sys.stdin, zip_encoding)
 
 
 class Sources:
@@ -102,8 +107,14 @@ class Sources:
     """
 
     def __init__(
-        self, sources: Sequence[_Source], excluded: frozenset[str], shard: Shard | None, stdin: IO[str]
+        self,
+        sources: Sequence[_Source],
+        excluded: frozenset[str],
+        shard: Shard | None,
+        stdin: IO[str],
+        zip_encoding: str | None = None,
     ) -> None:
+        self._zip_encoding = zip_encoding
         self.base = _base(sources)
         self._sources = sources
         self._excluded = excluded
@@ -119,7 +130,7 @@ class Sources:
             UserError: A list cannot be read any more.
             RuntimeError: Standard input has been read before.
         """
-        walk = Walk(self._excluded, self._opened, sorted_names)
+        walk = Walk(self._excluded, self._opened, sorted_names, zip_encoding=self._zip_encoding)
         self.other_endings = walk.left_out.counts
         for k, entry in enumerate(self._entries(walk)):
             if self._shard.owns(k):
@@ -129,7 +140,7 @@ class Sources:
         """How many items there are, by looking at all names and storing none; ``None`` for standard input."""
         if any(source.kind is _Kind.STDIN for source in self._sources):
             return None
-        walk = Walk(self._excluded, self._opened, iter)
+        walk = Walk(self._excluded, self._opened, iter, zip_encoding=self._zip_encoding)
         return sum(1 for k, _ in enumerate(self._entries(walk)) if self._shard.owns(k))
 
     def _entries(self, walk: Walk) -> Iterator[Item | TarMember]:
@@ -210,7 +221,7 @@ class _Source:
             raise UserError(f"the list {self.name} cannot be read: {error.strerror}") from error
 
 
-def _problem(source: _Source, excluded: frozenset[str]) -> str | None:
+def _problem(source: _Source, excluded: frozenset[str], zip_encoding: str | None) -> str | None:
     """Why there is nothing to read, if so; looks no further than the first image."""
     if source.kind is _Kind.STDIN:
         return None
@@ -219,13 +230,27 @@ def _problem(source: _Source, excluded: frozenset[str]) -> str | None:
     if source.kind is _Kind.PATTERN and next(glob.iglob(source.name, recursive=True), None) is None:  # noqa: PTH207
         return "no such file or folder"
     # In any order: a large folder takes time to sort.
-    first = next(source.entries(Walk(excluded, weakref.WeakSet(), iter)), None)
+    first = next(source.entries(Walk(excluded, weakref.WeakSet(), iter, zip_encoding=zip_encoding)), None)
     if isinstance(first, FailedItem) and first.name == source.name:
         return first.message
     if first is not None:
         return None
-    inside = Walk(frozenset(), weakref.WeakSet(), iter)
+    inside = Walk(frozenset(), weakref.WeakSet(), iter, zip_encoding=zip_encoding)
     return _NO_IMAGE if next(source.entries(inside), None) is None else "results are written there"
+
+
+def _check_encoding(name: str) -> None:
+    """Refuse what is no encoding of text.
+
+    Raises:
+        UserError: It is none.
+    """
+    try:
+        "a.png".encode(name)
+    except (LookupError, ValueError):
+        raise UserError(
+            f"--zip-encoding {name}: there is no such encoding", hint="for example cp932, cp866 or gbk"
+        ) from None
 
 
 def _problem_of_list(source: _Source) -> str | None:

@@ -29,6 +29,7 @@ class Walk:
         excluded: Real paths of files and folders to leave out.
         opened: Where archives are entered while they are open.
         sort: How the entries of a folder are put in order; ``iter`` for counting, where any order will do.
+        zip_encoding: Of names in zip archives that are not marked as UTF-8.
 
     Attributes:
         left_out: Files in folders and archives that were passed over because they do not end like an image;
@@ -40,7 +41,10 @@ class Walk:
         excluded: frozenset[str],
         opened: weakref.WeakSet[Archive],
         sort: Callable[[Iterable[str]], Iterator[str]] = sorted_names,
+        *,
+        zip_encoding: str | None = None,
     ) -> None:
+        self._zip_encoding = zip_encoding
         self._excluded = excluded
         self._excluded_names = {os.path.basename(path) for path in excluded}  # noqa: PTH119
         # What is kept beside results while they are written is called NAME.partial and the like.
@@ -149,7 +153,7 @@ class Walk:
         if not self._is_new(name):
             return
         try:
-            archive = Archive(name)
+            archive = Archive(name, zip_encoding=self._zip_encoding)
         except ImageError as error:
             yield FailedItem(name, error.code, error.message)
             return

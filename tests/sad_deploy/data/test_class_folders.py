@@ -159,9 +159,9 @@ def test_folders_that_may_be_classes_are_classes(tmp_path, names):
 
 def test_what_is_left_out_is_counted_and_said(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    make(Path("photos"), "cat/1.jpg", "cat/s/2.HEIC", "cat/3.heic", "dog/4.jpg", "dog/5.zip", "README")
-    make(Path("photos"), ".hidden.heic", ".hidden/6.heic", "cat/.DS_Store", "cat/s/.git/7.heic")
-    expected = "4 files in photos/ left out for not having an image's extension: 2 .heic, 1 .zip, "
+    make(Path("photos"), "cat/1.jpg", "cat/s/2.CR2", "cat/3.cr2", "dog/4.jpg", "dog/5.zip", "README")
+    make(Path("photos"), ".hidden.cr2", ".hidden/6.cr2", "cat/.DS_Store", "cat/s/.git/7.cr2")
+    expected = "4 files in photos/ left out for not having an image's extension: 2 .cr2, 1 .zip, "
     assert find_data("photos").left_out == (f"{expected}1 without extension",)
     make(Path("photos"), "8.jpg")
     source = find_data("photos/")
@@ -174,19 +174,19 @@ def test_what_is_left_out_is_counted_and_said(tmp_path, monkeypatch):
 
 def test_what_is_left_out_of_a_flat_folder_is_said(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    make(tmp_path, "1.jpg", "2.heic", ".3.heic")
+    make(tmp_path, "1.jpg", "2.cr2", ".3.cr2")
     source = find_data(".")
     assert source.classes is None
     assert [path.name for path in source.paths] == ["1.jpg"]
-    assert source.left_out == ("1 file in ./ left out for not having an image's extension: 1 .heic",)
+    assert source.left_out == ("1 file in ./ left out for not having an image's extension: 1 .cr2",)
 
 
-@pytest.mark.parametrize("names", [["1.heic", "2.heic"], ["cat/1.heic", "cat/s/2.heic", "dog/3.jpg"]])
+@pytest.mark.parametrize("names", [["1.cr2", "2.cr2"], ["cat/1.cr2", "cat/s/2.cr2", "dog/3.jpg"]])
 def test_where_images_are_missing_the_error_says_what_there_is(tmp_path, names):
     make(tmp_path, *names)
     with pytest.raises(UserError, match=r"holds? no images") as error:
         find_data(str(tmp_path))
-    assert "left out for not having an image's extension: 2 .heic" in str(error.value.hint)
+    assert "left out for not having an image's extension: 2 .cr2" in str(error.value.hint)
 
 
 def test_a_folder_that_cannot_be_read_is_said(tmp_path):
