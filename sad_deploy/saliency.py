@@ -37,7 +37,7 @@ def saliency(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
 def input_gradient(
     model: nn.Module, x: Tensor, objective: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Every sample's own gradient of an objective with respect to that sample: one forward, one backward pass.
+    """Every sample's own gradient of an objective by that sample: one forward, one backward pass.
 
     A single sample is computed as two equal ones: for a batch of one, PyTorch's gradient of BatchNorm in eval
     mode on the CPU is wrong where what comes back is laid out as channels last, as from behind
