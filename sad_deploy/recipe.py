@@ -39,6 +39,8 @@ class Options:
     weights_key: str | None = None
     eta: str | None = None
     max_drop: float | None = None
+    allow_drop: bool = False
+    eta_grid: str | None = None
     normalization: Normalization | None = None
     clip: bool | None = None
     attack: AttackKind | None = None
@@ -67,6 +69,8 @@ class Recipe:
         weights_key: Which of several state dicts in the file of weights; None for the usual one.
         eta: η, or None to sweep.
         max_drop: Limit of the sweep, in points.
+        allow_drop: Whether the least harmful η is taken where none keeps the limit.
+        eta_grid: The η to sweep; None for a grid that follows the network.
         normalization: Of S.
         clip: Whether x + ηS is clipped to the pixel range.
         attack: The adversarial samples.
@@ -88,6 +92,8 @@ class Recipe:
     weights_key: str | None
     eta: float | None
     max_drop: float
+    allow_drop: bool
+    eta_grid: tuple[float, ...] | None
     normalization: Normalization
     clip: bool
     attack: Attack
@@ -111,6 +117,7 @@ def resolve(options: Options) -> Recipe:
     problems: list[str] = []
     eta = _read_eta(options.eta, problems)
     epsilon = _read_number("--epsilon", options.epsilon, problems)
+    grid = _read_grid(options.eta_grid, problems)
     mean, std = (
         _read_channels(name, text, problems)
         for name, text in (("--mean", options.mean), ("--std", options.std))
@@ -141,6 +148,8 @@ def resolve(options: Options) -> Recipe:
         weights_key=options.weights_key,
         eta=PAPER_ETA if options.paper else eta,
         max_drop=MAX_DROP if options.max_drop is None else options.max_drop,
+        allow_drop=options.allow_drop,
+        eta_grid=grid,
         normalization=options.normalization or Normalization.NONE,
         clip=bool(options.clip),
         attack=attack,
@@ -168,8 +177,14 @@ def _contradictions(
         yield f"--steps does not apply to --attack {attack.value}"
     if options.epsilon is not None and not attack.bounded:
         yield f"--epsilon does not apply to --attack {attack.value}"
-    if options.max_drop is not None and (eta is not None or options.paper):
-        yield "--max-drop limits the sweep of --eta auto, which a fixed eta does without"
+    if eta is not None or options.paper:
+        for name, given in (
+            ("--max-drop", options.max_drop is not None),
+            ("--allow-drop", options.allow_drop),
+            ("--eta-grid", options.eta_grid is not None),
+        ):
+            if given:
+                yield f"{name} is for the sweep of --eta auto, which a fixed eta does without"
     if options.device not in DEVICES:
         yield f"--device must be one of {', '.join(DEVICES)}, got {options.device!r}"
     if (options.mean is None) != (options.std is None):
@@ -193,6 +208,20 @@ def _contradictions(
 def _read_eta(text: str | None, problems: list[str]) -> float | None:
     """η, or None for the sweep."""
     return None if text is None or text == _AUTO else _read_number("--eta", text, problems, also=_AUTO)
+
+
+def _read_grid(text: str | None, problems: list[str]) -> tuple[float, ...] | None:
+    """Some η separated by commas, at least one above 0."""
+    if text is None:
+        return None
+    try:
+        values = tuple(sorted({float(part) for part in text.split(",")}))
+    except ValueError:
+        values = ()
+    if not values or not 0 <= values[0] <= values[-1] < float("inf") or values[-1] == 0:
+        problems.append(f"--eta-grid takes values of at least 0 separated by commas, got {text!r}")
+        return None
+    return values
 
 
 def _read_number(

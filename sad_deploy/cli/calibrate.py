@@ -30,8 +30,8 @@ def calibrate(
 ) -> None:
     """Calibrate a classifier's BatchNorm statistics for SAD and write a bundle.
 
-    Without --eta, several values are tried on held-out images, and the largest that costs little accuracy is
-    taken.
+    Without --eta, values from one that moves no pixel to one that breaks everything are tried on held-out
+    images, and the largest that costs little accuracy is taken. If none does, nothing is written.
     """
     recipe = resolve(options.options())
     from sad_runtime.bundle import check_destination
@@ -39,14 +39,18 @@ def calibrate(
     check_destination(out)
     for module in _NEEDS:
         require(module, extra="calibrate", need="sad-deploy calibrate")
-    from sad_deploy.calibration_job import provenance, run, save
+    from sad_deploy.calibration_job import run
+    from sad_deploy.eta_advice import refusal
     from sad_deploy.preparation import prepare
+    from sad_deploy.provenance import provenance, save
 
     with interruptible(f"{out} was not touched"), progress_bars() as report:
         preparation = prepare(recipe)
         print_input(recipe, preparation)
         outcome = run(recipe, preparation, report)
     print_outcome(recipe, outcome, figures=not as_json)
+    if outcome.choice is not None and not outcome.choice.within_limit and not recipe.allow_drop:
+        raise refusal(outcome.choice)
     save(out, recipe, preparation, outcome)
     if as_json:
         eta = outcome.calibration.eta

@@ -113,8 +113,25 @@ class CalibrateOptions:
         float | None,
         typer.Option(
             min=0,
-            help="Points of clean accuracy that --eta auto may cost.",
+            help="Points of clean accuracy that --eta auto may cost; if no eta keeps it, nothing is written.",
             show_default="2.0",
+            rich_help_panel=_DEFENCE,
+        ),
+    ] = None
+    allow_drop: Annotated[
+        bool,
+        typer.Option(
+            "--allow-drop",
+            help="Take the least harmful eta where none keeps --max-drop.",
+            rich_help_panel=_DEFENCE,
+        ),
+    ] = False
+    eta_grid: Annotated[
+        str | None,
+        typer.Option(
+            metavar="X,X,X",
+            help="The eta that --eta auto tries.",
+            show_default="from what moves no pixel to what breaks everything",
             rich_help_panel=_DEFENCE,
         ),
     ] = None

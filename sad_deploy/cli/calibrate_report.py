@@ -12,7 +12,7 @@ from .console import is_quiet, print_hint, print_note, print_result, print_statu
 
 if TYPE_CHECKING:
     from sad_deploy.calibration_job import Outcome
-    from sad_deploy.eta import EtaChoice
+    from sad_deploy.eta import EtaChoice, EtaRow
     from sad_deploy.preparation import Preparation
     from sad_deploy.progress import Report
     from sad_deploy.recipe import Recipe
@@ -100,47 +100,97 @@ def _print_sweep(choice: EtaChoice) -> None:
     from rich.table import Table
 
     plain = choice.plain
-    print_result(f"clean accuracy by eta ({plain.images} held-out images, against {plain.reference.value})")
+    print_result(
+        f"clean accuracy by eta ({plain.images} held-out images, against {plain.reference.value}), "
+        "with 95 % intervals"
+    )
     table = Table()
-    table.add_column("eta", justify="right")
-    table.add_column("clean %", justify="right")
-    table.add_column("drop", justify="right")
+    for title in ("eta", "moves a pixel by", "clean %", "", "drop", ""):
+        table.add_column(title, justify="right")
     table.add_column("")
+    table.add_row("undefended", "", f"{plain.percent:.2f}", _interval(plain.interval), "", "", "")
     for row in choice.rows:
-        chosen = "chosen" if row.eta == choice.calibration.eta else ""
-        table.add_row(f"{row.eta:g}", f"{row.accuracy.percent:.2f}", f"{row.drop:+.2f}", chosen)
+        table.add_row(
+            f"{row.eta:g}",
+            f"{row.grey_levels:.2g} of 255" if row.eta else "",
+            f"{row.accuracy.percent:.2f}",
+            _interval(row.accuracy.interval),
+            f"{row.drop:+.2f}",
+            _interval(row.comparison.interval, "+"),
+            _remark(row, choice),
+        )
     print_result(table)
+    early = next((row for row in choice.rows if row.batches < choice.chosen.batches), None)
+    if early is not None:
+        print_result(f"early: given up after {early.batches} batches, by {early.accuracy.images} images")
+
+
+def _remark(row: EtaRow, choice: EtaChoice) -> str:
+    if row.eta == choice.calibration.eta:
+        return "chosen" if choice.within_limit else "least harmful"
+    if row.eta == 0:
+        return "recalibration alone"
+    if row.batches < choice.chosen.batches:
+        return "early"
+    return ""
+
+
+def _interval(ends: tuple[float, float], sign: str = "") -> str:
+    low, high = ends
+    return f"{low:{sign}.1f} … {high:{sign}.1f}"
 
 
 def _print_accuracy(outcome: Outcome) -> None:
-    before, after = outcome.before, outcome.after
+    before, first, after = outcome.before, outcome.first_pass.accuracy, outcome.after.accuracy
     print_result(
         f"clean accuracy: {before.percent:.2f} % before, {after.percent:.2f} % after, "
         f"with eta {outcome.calibration.eta:g} "
-        f"({before.images} {outcome.split} images, against {before.reference.value})"
+        f"({before.images} {outcome.images} images, against {before.reference.value})"
+    )
+    low, high = outcome.after.interval
+    print_result(
+        f"the drop of {outcome.drop:.2f} points is {low:.1f} to {high:.1f} with 95 % confidence; "
+        f"the first pass, recalibrated, has {first.percent:.2f} %"
+        + ("; these images chose eta too, so that the drop is a little too small" if outcome.chose else "")
+    )
+    rate = outcome.calibrated_images / max(outcome.seconds, 1e-9)
+    print_status(
+        f"calibrated on {outcome.calibrated_images:,} images in {outcome.seconds:.0f} s, {rate:.0f} images/s"
     )
 
 
 def _warn_of_drop(recipe: Recipe, outcome: Outcome) -> None:
     from sad_deploy.calibration_job import LARGE_DROP
+    from sad_deploy.eta_advice import advice
 
     choice = outcome.choice
-    if choice is not None and choice.within_limit and choice.calibration.eta == choice.rows[-1].eta:
-        print_warning(f"eta {choice.rows[-1].eta:g} ends the sweep; a larger --eta may cost little too")
     if choice is not None and not choice.within_limit:
-        print_warning(
-            f"no eta of the sweep costs at most {choice.max_drop:g} points; the least harmful was taken"
-        )
+        if recipe.allow_drop:
+            print_warning(
+                f"no eta costs at most {choice.max_drop:g} points; the least harmful was taken "
+                "as --allow-drop says"
+            )
+            print_hint("; ".join(advice(choice)[:-1]))
+        return
+    if choice is not None and choice.calibration.eta == choice.rows[-1].eta:
+        print_warning(f"eta {choice.rows[-1].eta:g} ends the sweep; a larger --eta may cost little too")
     if outcome.drop > LARGE_DROP:
         print_warning(f"the defence costs {outcome.drop:.1f} points of clean accuracy")
-    elif choice is None or choice.within_limit:
-        return
-    advice = [
-        "--eta auto" + (" without --paper" if recipe.paper else "") if recipe.eta is not None else "",
-        f"a smaller --eta than {outcome.calibration.eta:g}",
-        "" if recipe.normalization is Normalization.RMS else "--normalization rms",
-        "--clip" if not recipe.clip else "",
-        "more --batches",
-        "and check --mean, --std and --weights" if outcome.before.percent < 50 else "",
-    ]
-    print_hint("try " + ", ".join(filter(None, advice)))
+        print_hint("try " + ", ".join(filter(None, _gentler(recipe, outcome))))
+
+
+def _gentler(recipe: Recipe, outcome: Outcome) -> Iterator[str]:
+    """What may cost less than a fixed η did."""
+    eta = outcome.calibration.eta
+    if eta > 0:
+        if recipe.eta is not None:
+            yield "--eta auto" + (" without --paper" if recipe.paper else "")
+            yield f"a smaller --eta than {eta:g}"
+        yield "" if recipe.normalization is Normalization.RMS else "--normalization rms"
+        yield "" if recipe.clip else "--clip"
+        yield "more --batches"
+    else:  # recalibration alone costs it
+        yield f"another --attack than {recipe.attack.kind}"
+        yield "fewer or more --batches"
+    if outcome.before.percent < 50:
+        yield "and check --mean, --std and --weights"

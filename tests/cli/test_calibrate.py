@@ -62,7 +62,13 @@ def test_without_arguments_the_embedded_default_is_calibrated(monkeypatch, capsy
     assert f"{accuracy['before_percent']:.2f} % before, {accuracy['after_percent']:.2f} % after" in out
     assert eta["within_max_drop"] and bundle.manifest.defence.eta in [row["eta"] for row in eta["rows"]]
     assert all(f"{row['clean_percent']:.2f}" in out for row in eta["rows"])
-    assert bundle.manifest.defence.eta >= 0.1
+    assert 0.2 <= bundle.manifest.defence.eta <= 0.7
+    zero, smallest, *_, largest = eta["rows"]
+    assert zero["eta"] == 0 and smallest["grey_levels"] < 0.5 and largest["clean_percent"] < 60
+    assert "undefended" in out and "recalibration alone" in out
+    low, high = accuracy["drop_95_percent_interval"]
+    assert low < accuracy["drop_points"] < high and f"{low:.1f} to {high:.1f} with 95 %" in out
+    assert not accuracy["chose_eta"] and f"recalibrated, has {accuracy['first_pass_percent']:.2f} %" in out
 
     model, manifest = load_calibrated(bundle)
     samples = load_samples(bundle)
@@ -111,6 +117,27 @@ def test_a_large_drop_is_a_loud_warning_that_says_what_to_try(monkeypatch, capsy
     assert f"warning: the defence costs {drop:.1f} points" in captured.err
     for advice in ("--eta auto", "a smaller --eta than 1", "--normalization rms", "--clip"):
         assert advice in captured.err
+
+
+def test_if_no_eta_keeps_the_limit_nothing_is_written_unless_that_is_allowed(monkeypatch, capsys):
+    options = [*QUICK, "--eta-grid", "3,5", "--max-drop", "1.5"]
+    assert calibrate(monkeypatch, *options) == 2
+    captured = capsys.readouterr()
+    assert "least harmful" in captured.out and not Path("sad-model").exists()
+    assert (
+        "error: no eta costs at most 1.5 points of clean accuracy: recalibration alone (eta 0)"
+        in captured.err
+    )
+    assert "--normalization rms" in captured.err and "--allow-drop" in captured.err
+    assert calibrate(monkeypatch, *options, "--allow-drop") == 0
+    assert "warning: no eta costs at most 1.5 points" in capsys.readouterr().err
+    manifest = Bundle.open("sad-model").manifest
+    assert manifest.defence.eta == 3 and not manifest.calibration["eta"]["within_max_drop"]
+
+
+def test_a_grid_that_moves_nothing_is_refused(monkeypatch, capsys):
+    error = refused(monkeypatch, capsys, *QUICK, "--eta-grid", "1e-6,1e-5")
+    assert "the sweep is flat: its largest eta, 1e-05, moves a pixel by" in error
 
 
 def test_no_warning_without_a_drop(monkeypatch, capsys):
