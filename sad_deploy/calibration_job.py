@@ -35,6 +35,9 @@ LABELS_CHECKED = 512
 LARGE_DROP = 5.0
 """Points of clean accuracy whose loss deserves a loud warning."""
 
+LEAST_TEST_IMAGES = 200
+"""With as many held-out images twice, one half chooses η and the other is reported on."""
+
 _EVALUATION_BATCH = 32
 """Small, so that progress is seen while many η are measured."""
 
@@ -49,7 +52,7 @@ class Outcome:
         before: Clean accuracy of Φ0 alone.
         first_pass: Of Φ1 alone, on the same images: recalibrated, without saliency.
         after: Of the defended Φ1.
-        images: Where these images are from.
+        split: Which these are: ``test``, ``held-out`` or ``validation``.
         chose: Whether η was chosen on these very images.
         data: All images.
         seconds: What calibration took, its measuring of η included.
@@ -60,7 +63,7 @@ class Outcome:
     before: CleanAccuracy
     first_pass: Comparison
     after: Comparison
-    images: str
+    split: str
     chose: bool
     data: CalibrationData
     seconds: float
@@ -90,7 +93,7 @@ def run(recipe: Recipe, preparation: Preparation, report: Report) -> Outcome:
     data = preparation.data.load(
         preparation.preprocessing,
         calibration=recipe.batches * recipe.batch_size,
-        held_out=HELD_OUT_IMAGES,
+        held_out=HELD_OUT_IMAGES if recipe.eta is not None else 2 * HELD_OUT_IMAGES,
         seed=recipe.seed,
         decoded=functools.partial(report, "reading images"),
     )
@@ -98,14 +101,19 @@ def run(recipe: Recipe, preparation: Preparation, report: Report) -> Outcome:
         raise UserError(
             f"{data.name} has too few images to hold any out for measuring clean accuracy", hint="add images"
         )
+    own_test = data.test is not None
+    if recipe.eta is None:
+        data = data.with_test(LEAST_TEST_IMAGES, recipe.seed)
     _check_labels(preparation, data, report)
     start = time.monotonic()
     choice = _chosen(recipe, preparation, data, report) if recipe.eta is None else None
     calibration = choice.calibration if choice else _given(recipe, preparation, data, report)
     seconds = time.monotonic() - start
-    images, name, chose = _reported_on(data, chosen=choice is not None)
+    images = data.held_out if data.test is None else data.test
+    split = "test" if own_test else "held-out" if data.validation is None else "validation"
+    chose = choice is not None and data.test is None
     before, (first_pass, after) = _measured(preparation, calibration, images, report)
-    return Outcome(calibration, choice, before, first_pass, after, name, chose, data, seconds)
+    return Outcome(calibration, choice, before, first_pass, after, split, chose, data, seconds)
 
 
 def _chosen(recipe: Recipe, preparation: Preparation, data: CalibrationData, report: Report) -> EtaChoice:
@@ -162,13 +170,6 @@ def _settings(recipe: Recipe, preparation: Preparation) -> CalibrationSettings:
         momentum=recipe.momentum,
         seed=recipe.seed,
     )
-
-
-def _reported_on(data: CalibrationData, *, chosen: bool) -> tuple[ImageSet, str, bool]:
-    """The images that accuracy is reported on, what they are, and whether η was chosen on them."""
-    if data.test is not None:
-        return data.test, "test", False
-    return data.held_out, "held-out", chosen
 
 
 def _measured(

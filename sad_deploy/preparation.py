@@ -18,8 +18,9 @@ from .batchnorm import batchnorm_layers
 from .calibrated import check_rebuilds
 from .checkpoints import Checkpoint, load_weights, read_checkpoint
 from .classifier import standardized
-from .data import DataSource, find_data
+from .data import DataSource, WithValidation, find_data, with_validation
 from .data.cifar import SIDE as CIFAR_SIDE
+from .data.class_folders import validation_beside
 from .data.digits import CLASSES as DIGITS_CLASSES
 from .data.digits import PREPROCESSING as DIGITS_PREPROCESSING
 from .data.folder import FolderSource
@@ -86,11 +87,13 @@ def prepare(recipe: Recipe) -> Preparation:
     check_model_name(recipe.model)
     given = read_class_names(Path(recipe.classes).expanduser()) if recipe.classes else None
     data = find_data(recipe.data, classes=given)
+    if recipe.val_data is not None:
+        data = with_validation(data, recipe.val_data)
     check_enough(data.available, recipe.batch_size)
     pretrained, file = _find_weights(recipe)
     checkpoint = _checkpoint(recipe, file)
     state = None if checkpoint is None else checkpoint.state
-    if given is None and pretrained is not None and isinstance(data, FolderSource):
+    if given is None and pretrained is not None and isinstance(data, FolderSource | WithValidation):
         data = _in_published_order(data, pretrained)
     classes = given or _classes(recipe, data, pretrained, state)
     num_classes = len(classes) if classes else 0
@@ -107,7 +110,7 @@ def prepare(recipe: Recipe) -> Preparation:
             hint=_SAME,
         )
     weights, state = _weights(recipe, pretrained, file, state)
-    notes = data.left_out
+    notes = data.left_out + _measured_on(data)
     if checkpoint is not None:
         notes += checkpoint.notes(recipe.weights or "")
     if state is not None:
@@ -140,7 +143,21 @@ def _checkpoint(recipe: Recipe, file: Path | None) -> Checkpoint | None:
     return None
 
 
-def _in_published_order(data: FolderSource, pretrained: Pretrained) -> FolderSource:
+def _measured_on(data: DataSource) -> tuple[str, ...]:
+    """Which images will decide, where the network may have been trained on them; a sentence."""
+    if not isinstance(data, FolderSource):
+        return ()
+    beside = validation_beside(Path(data.name).expanduser())
+    which = f", for example --val-data {beside}, which lies beside it" if beside else ""
+    return (
+        f"a fifth of {data.name} is held out to choose eta and measure accuracy; if the network was trained "
+        f"on these images, the figures are too good: --val-data takes others{which}",
+    )
+
+
+def _in_published_order(
+    data: FolderSource | WithValidation, pretrained: Pretrained
+) -> FolderSource | WithValidation:
     """Folders named as published classes are labelled by name, whatever they sort like."""
     if data.classes is None or not set(data.classes) <= set(pretrained.classes):
         return data

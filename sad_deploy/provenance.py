@@ -13,7 +13,7 @@ from .accuracy import CleanAccuracy, Comparison
 from .calibrated import write_calibrated
 from .calibration_job import Outcome
 from .data import ImageSet
-from .eta import EtaChoice, EtaRow
+from .eta import EtaRow
 from .preparation import Preparation
 from .recipe import Recipe
 
@@ -52,6 +52,7 @@ def provenance(recipe: Recipe, preparation: Preparation, outcome: Outcome) -> di
         "algorithm": "paper" if recipe.paper else "default",
         "data": {
             "source": data.name,
+            "validation": data.validation,
             "labelled": data.classes is not None,
             "calibration_images": len(data.calibration),
             "held_out_images": len(data.held_out),
@@ -68,7 +69,7 @@ def provenance(recipe: Recipe, preparation: Preparation, outcome: Outcome) -> di
         "unused_layers": list(outcome.calibration.unused_layers),
         "clean_accuracy": {
             "images": outcome.before.images,
-            "split": outcome.images,
+            "split": outcome.split,
             "chose_eta": outcome.chose,
             "against": outcome.before.reference.value,
             **_figures("before", outcome.before),
@@ -76,7 +77,7 @@ def provenance(recipe: Recipe, preparation: Preparation, outcome: Outcome) -> di
             **_figures("after", outcome.after.accuracy),
             **_drop(outcome.after),
         },
-        "eta": _eta(outcome.choice),
+        "eta": _eta(outcome),
         "torch": torch.__version__,
         "device": next(preparation.model.parameters()).device.type,
     }
@@ -90,14 +91,15 @@ def _drop(comparison: Comparison) -> dict[str, Any]:
     return {"drop_points": comparison.drop, "drop_95_percent_interval": list(comparison.interval)}
 
 
-def _eta(choice: EtaChoice | None) -> dict[str, Any]:
+def _eta(outcome: Outcome) -> dict[str, Any]:
+    choice = outcome.choice
     if choice is None:
         return {"chosen": "given"}
     return {
         "chosen": "sweep",
         "max_drop_points": choice.max_drop,
         "within_max_drop": choice.within_limit,
-        "split": "held-out",
+        "split": "held-out" if outcome.data.validation is None else "validation",
         "images": choice.plain.images,
         "against": choice.plain.reference.value,
         **_figures("before", choice.plain),

@@ -35,6 +35,7 @@ class Options:
     model: str | None = None
     weights: str | None = None
     data: str | None = None
+    val_data: str | None = None
     classes: str | None = None
     weights_key: str | None = None
     eta: str | None = None
@@ -65,6 +66,7 @@ class Recipe:
         model: Model name.
         weights: File or published name; None for the embedded default and factories that bring their own.
         data: Data source.
+        val_data: Folder of other images to choose η on and to measure accuracy on, or None.
         classes: File of class names in the order of the network's outputs; None for the data's own order.
         weights_key: Which of several state dicts in the file of weights; None for the usual one.
         eta: η, or None to sweep.
@@ -88,6 +90,7 @@ class Recipe:
     model: str
     weights: str | None
     data: str
+    val_data: str | None
     classes: str | None
     weights_key: str | None
     eta: float | None
@@ -144,6 +147,7 @@ def resolve(options: Options) -> Recipe:
         model=model,
         weights=options.weights,
         data=options.data or DEFAULT_DATA,
+        val_data=options.val_data,
         classes=options.classes,
         weights_key=options.weights_key,
         eta=PAPER_ETA if options.paper else eta,
@@ -178,12 +182,12 @@ def _contradictions(
     if options.epsilon is not None and not attack.bounded:
         yield f"--epsilon does not apply to --attack {attack.value}"
     if eta is not None or options.paper:
-        for name, given in (
+        for name, is_given in (
             ("--max-drop", options.max_drop is not None),
             ("--allow-drop", options.allow_drop),
             ("--eta-grid", options.eta_grid is not None),
         ):
-            if given:
+            if is_given:
                 yield f"{name} is for the sweep of --eta auto, which a fixed eta does without"
     if options.device not in DEVICES:
         yield f"--device must be one of {', '.join(DEVICES)}, got {options.device!r}"

@@ -94,6 +94,15 @@ class CalibrateOptions:
             rich_help_panel=_DATA,
         ),
     ] = None
+    val_data: Annotated[
+        str | None,
+        typer.Option(
+            help="A folder of other images, to choose eta and measure accuracy on.",
+            show_default="a fifth of --data, or its own test images",
+            metavar="DIR",
+            rich_help_panel=_DATA,
+        ),
+    ] = None
     samples: Annotated[
         int,
         typer.Option(

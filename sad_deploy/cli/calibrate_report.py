@@ -89,11 +89,25 @@ def print_outcome(recipe: Recipe, outcome: Outcome, *, figures: bool) -> None:
     """
     if skipped := outcome.data.skipped:
         print_warning(f"{len(skipped)} unusable images skipped: {'; '.join(skipped[:_SHOWN_FILES])}")
+    print_status(_images_used(outcome))
     if figures:
         if outcome.choice is not None:
             _print_sweep(outcome.choice)
         _print_accuracy(outcome)
     _warn_of_drop(recipe, outcome)
+
+
+def _images_used(outcome: Outcome) -> str:
+    """Which images did what."""
+    data = outcome.data
+    others = data.validation or data.name
+    said = [f"{len(data.calibration):,} of {data.name} calibrated"]
+    if outcome.choice is not None:
+        chose = "chose eta and measured accuracy" if outcome.chose else "chose eta"
+        said.append(f"{len(data.held_out):,} others of {others} {chose}")
+    if not outcome.chose:
+        said.append(f"{outcome.before.images:,} others of {others} measured accuracy")
+    return "images: " + "; ".join(said)
 
 
 def _print_sweep(choice: EtaChoice) -> None:
@@ -145,7 +159,7 @@ def _print_accuracy(outcome: Outcome) -> None:
     print_result(
         f"clean accuracy: {before.percent:.2f} % before, {after.percent:.2f} % after, "
         f"with eta {outcome.calibration.eta:g} "
-        f"({before.images} {outcome.images} images, against {before.reference.value})"
+        f"({before.images} {outcome.split} images, against {before.reference.value})"
     )
     low, high = outcome.after.interval
     print_result(

@@ -303,7 +303,40 @@ def test_what_is_left_out_and_chosen_is_said(monkeypatch, capsys):
     options = ["--data", data, "--weights", "both.pt", "--out", "b"]
     assert calibrate(monkeypatch, *GREY_OPTIONS, *options) == 0
     notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
-    assert len(notes) == 3
+    assert len(notes) == 4
     assert "1 image beside the class folders in grey/ was left out" in notes[0]
     assert ".txt" in notes[1]
-    assert "state_dict_ema beside it" in notes[2]
+    assert "if the network was trained on these images, the figures are too good: --val-data" in notes[2]
+    assert "state_dict_ema beside it" in notes[3]
+
+
+def test_images_that_the_network_was_not_trained_on_decide_alone(monkeypatch, capsys):
+    """The training images are all labelled right, the others are a quarter wrong."""
+    Path("grey_net.py").write_text(GREY)
+    rng = np.random.default_rng(0)
+    for split, n, wrong in (("train", 12, 0), ("val", 8, 2)):
+        for k in range(4):
+            folder = Path("photos") / split / "abcd"[k]
+            folder.mkdir(parents=True)
+            for i in range(n):
+                level = 255 * ((k + (i < wrong)) % 4 + 0.5) / 4 + rng.normal(0, 3, (16, 16, 3))
+                Image.fromarray(level.clip(0, 255).astype(np.uint8)).save(folder / f"{i}.png")
+    options = [*GREY_OPTIONS, "--batches", "6", "--data", "photos/train", "--out", "b"]
+    assert calibrate(monkeypatch, *options) == 0
+    assert "for example --val-data photos/val, which lies beside it" in capsys.readouterr().err
+    assert calibrate(monkeypatch, *options, "--val-data", "photos/val") == 0
+    captured = capsys.readouterr()
+    assert "75.00 % before" in captured.out and "32 validation images" in captured.out
+    assert "48 of photos/train calibrated; 32 others of photos/val measured accuracy" in captured.err
+    assert "trained on these images" not in captured.err
+    found = Bundle.open("b").manifest.calibration
+    assert found["data"] == {
+        "source": "photos/train", "validation": "photos/val", "labelled": True, "calibration_images": 48,
+        "held_out_images": 32, "test_images": 0, "skipped_images": 0,
+    }  # fmt: skip
+    Path("photos/val/d").rename("photos/val/e")
+    error = refused(monkeypatch, capsys, *options, "--val-data", "photos/val")
+    assert "1 of 4 class folders in photos/val are not in photos/train: e" in error
+    assert "--val-data digits: it takes a folder" in refused(monkeypatch, capsys, "--val-data", "digits")
+    both = refused(monkeypatch, capsys, *GREY_OPTIONS, "--data", "photos")
+    assert "use --data photos/train --val-data photos/val" in both
