@@ -12,40 +12,33 @@ from torch import Tensor, nn
 
 from sad_runtime.class_names import read_class_names
 from sad_runtime.errors import UserError
-from sad_runtime.manifest import Color, InputSpace, ModelSource, Preprocessing
+from sad_runtime.manifest import InputSpace, ModelSource, Preprocessing
 
 from .batchnorm import batchnorm_layers
 from .calibrated import check_rebuilds
 from .checkpoints import Checkpoint, load_weights, read_checkpoint
 from .classifier import standardized
 from .data import DataSource, WithValidation, find_data, with_validation
-from .data.cifar import SIDE as CIFAR_SIDE
 from .data.class_folders import validation_beside
 from .data.digits import CLASSES as DIGITS_CLASSES
-from .data.digits import PREPROCESSING as DIGITS_PREPROCESSING
 from .data.folder import FolderSource
 from .data.image_set import check_enough
-from .models import build_model, cifar, digits
+from .models import build_model, digits
 from .models.plain import fix_weights
 from .models.pretrained import Pretrained, find_pretrained, weight_names
 from .models.sources import (
     DIGITS,
     check_model_name,
     classes_in,
-    is_cifar,
     is_factory,
     takes_num_classes,
     training_only_prefixes,
 )
+from .network_input import network_input
 from .probabilities import refuse_probabilities, trial_images
 from .recipe import Recipe
 from .saliency import logits_of
 
-_IMAGENET = InputSpace(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-_IMAGENET_SIDE = 224
-_IMAGENET_RESIZE = 256 / 224
-_INCEPTION_SIDE = 299
-_SMALLEST_PHOTO = 128
 _SAME = (
     "the data's class folders must be the classes the network was trained on; --classes FILE names them all "
     "where some have no image"
@@ -65,6 +58,7 @@ class Preparation:
         data: The images, found but not read.
         weights: Where the weights came from, for the manifest.
         notes: What was chosen or left out on the user's behalf; sentences.
+        assumed: Whether nothing but options said what images the network sees.
     """
 
     model: nn.Module
@@ -75,6 +69,7 @@ class Preparation:
     data: DataSource
     weights: Mapping[str, str]
     notes: tuple[str, ...] = ()
+    assumed: bool = True
 
 
 def prepare(recipe: Recipe) -> Preparation:
@@ -97,10 +92,9 @@ def prepare(recipe: Recipe) -> Preparation:
         data = _in_published_order(data, pretrained)
     classes = given or _classes(recipe, data, pretrained, state)
     num_classes = len(classes) if classes else 0
-    preprocessing = _preprocessing(recipe, data, pretrained)
-    input_space = _input_space(recipe, data, pretrained, preprocessing)
-
     model = build_model(recipe.model, num_classes)
+    seen = network_input(recipe, data, pretrained, model, file)
+    preprocessing, input_space = seen.preprocessing, seen.space
     width = _try_out(model, preprocessing)
     batchnorm_layers(model)
     if classes is not None and width != num_classes:
@@ -111,6 +105,8 @@ def prepare(recipe: Recipe) -> Preparation:
         )
     weights, state = _weights(recipe, pretrained, file, state)
     notes = data.left_out + _measured_on(data)
+    if seen.source is not None:
+        notes += (f"what images the network sees is read from {seen.source}",)
     if checkpoint is not None:
         notes += checkpoint.notes(recipe.weights or "")
     if state is not None:
@@ -132,6 +128,7 @@ def prepare(recipe: Recipe) -> Preparation:
         data=data,
         weights=weights,
         notes=notes,
+        assumed=seen.source is None and pretrained is None,
     )
 
 
@@ -238,56 +235,6 @@ def _classes(
         "of classes",
         hint="give --data one subfolder a class",
     )
-
-
-def _preprocessing(recipe: Recipe, data: DataSource, pretrained: Pretrained | None) -> Preprocessing:
-    side = recipe.image_size
-    if data.preprocessing is not None:
-        if side is not None and data.preprocessing.crop != (side, side):
-            height, width = data.preprocessing.crop
-            raise UserError(
-                f"--image-size {side}: {recipe.data} has images of {height}×{width}",
-                hint="leave --image-size out",
-            )
-        return data.preprocessing
-    if pretrained is not None:
-        known = pretrained.preprocessing
-        if side is None or not isinstance(known.resize, int):
-            return known
-        resize = round(known.resize * side / known.crop[0])
-        return dataclasses.replace(known, resize=resize, crop=(side, side))
-    if recipe.model == DIGITS:
-        side = side or DIGITS_PREPROCESSING.crop[0]
-        return Preprocessing(color=Color.GRAY, resize=(side, side), crop=(side, side))
-    if is_cifar(recipe.model):
-        side = side or CIFAR_SIDE
-        return Preprocessing(color=Color.RGB, resize=side, crop=(side, side))
-    side = side or (_INCEPTION_SIDE if recipe.model == "inception_v3" else _IMAGENET_SIDE)
-    grey = recipe.input_space is not None and len(recipe.input_space[0]) == 1
-    # The border is cut off photographs, not off small images that were made that size.
-    resize = round(side * _IMAGENET_RESIZE) if side >= _SMALLEST_PHOTO else side
-    return Preprocessing(color=Color.GRAY if grey else Color.RGB, resize=resize, crop=(side, side))
-
-
-def _input_space(
-    recipe: Recipe, data: DataSource, pretrained: Pretrained | None, preprocessing: Preprocessing
-) -> InputSpace:
-    channels = preprocessing.color.channels
-    if recipe.input_space is not None:
-        mean, std = recipe.input_space
-        if len(mean) != channels:
-            raise UserError(
-                f"--mean and --std have {len(mean)} values, the images {channels} channels",
-                hint="give one value a channel",
-            )
-        return InputSpace(mean, std)
-    if pretrained is not None:
-        return pretrained.input_space
-    if channels == 1:
-        return InputSpace(digits.MEAN, digits.STD)
-    if is_cifar(recipe.model) or data.preprocessing is not None:
-        return InputSpace(cifar.MEAN, cifar.STD)
-    return _IMAGENET
 
 
 def _try_out(model: nn.Module, preprocessing: Preprocessing) -> int:

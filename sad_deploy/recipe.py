@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from sad_runtime.choices import Normalization
 from sad_runtime.errors import UserError
+from sad_runtime.manifest import Interpolation
 
 from .attack_config import Attack, AttackKind
 
@@ -50,6 +51,9 @@ class Options:
     batches: int = BATCHES
     batch_size: int = BATCH_SIZE
     image_size: int | None = None
+    resize: int | None = None
+    crop_pct: float | None = None
+    interpolation: Interpolation | None = None
     mean: str | None = None
     std: str | None = None
     seed: int = 0
@@ -80,6 +84,9 @@ class Recipe:
         batches: To calibrate on.
         batch_size: Images a batch.
         image_size: Side of the network's square input, or None for the model's usual one.
+        resize: Shorter side of an image before the crop, if given.
+        crop_pct: Side of the network's input / shorter side of the image before the crop, if given.
+        interpolation: Filter of the resize, if given.
         input_space: (mean, std) if given.
         seed: Of the choice and order of images and of the attack.
         device: ``auto``, ``cpu`` or ``cuda``.
@@ -104,6 +111,9 @@ class Recipe:
     batches: int
     batch_size: int
     image_size: int | None
+    resize: int | None
+    crop_pct: float | None
+    interpolation: Interpolation | None
     input_space: tuple[tuple[float, ...], tuple[float, ...]] | None
     seed: int
     device: str
@@ -161,6 +171,9 @@ def resolve(options: Options) -> Recipe:
         batches=options.batches,
         batch_size=options.batch_size,
         image_size=options.image_size,
+        resize=options.resize,
+        crop_pct=options.crop_pct,
+        interpolation=options.interpolation,
         input_space=(mean, std) if mean and std else None,
         seed=options.seed,
         device=options.device,
@@ -191,6 +204,10 @@ def _contradictions(
                 yield f"{name} is for the sweep of --eta auto, which a fixed eta does without"
     if options.device not in DEVICES:
         yield f"--device must be one of {', '.join(DEVICES)}, got {options.device!r}"
+    if options.resize is not None and options.crop_pct is not None:
+        yield "--resize and --crop-pct say the same thing"
+    if options.crop_pct is not None and not 0 < options.crop_pct <= 1:
+        yield f"--crop-pct is within (0, 1], got {options.crop_pct:g}"
     if (options.mean is None) != (options.std is None):
         yield "--mean and --std go together"
     if mean is not None and std is not None and len(mean) != len(std):
@@ -255,6 +272,11 @@ def _read_channels(name: str, text: str | None, problems: list[str]) -> tuple[fl
     except ValueError:
         values = ()
     if len(values) not in (1, 3):
-        problems.append(f"{name} takes one value (grey) or three (RGB) separated by commas, got {text!r}")
+        problems.append(f"{name} takes one value or three (RGB) separated by commas, got {text!r}")
+        return None
+    if not all(0 <= value <= 1 for value in values) or (name == "--std" and 0 in values):
+        least = "above 0" if name == "--std" else "at least 0"
+        advice = ": divide by 255" if max(values) > 1 else ""
+        problems.append(f"{name} is in pixels of [0, 1], {least} and at most 1, got {text}{advice}")
         return None
     return values

@@ -26,6 +26,14 @@ def calibrate(
         Path,
         typer.Option(metavar="DIR", help="Folder of the bundle to write.", rich_help_panel=RESULT),
     ] = DEFAULT_BUNDLE,
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite",
+            help="Replace a bundle that was exported, with its graphs and engines.",
+            rich_help_panel=RESULT,
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Calibrate a classifier's BatchNorm statistics for SAD and write a bundle.
@@ -37,6 +45,8 @@ def calibrate(
     from sad_runtime.bundle import check_destination
 
     check_destination(out)
+    if not overwrite:
+        _refuse_exported(out)
     for module in _NEEDS:
         require(module, extra="calibrate", need="sad-deploy calibrate")
     from sad_deploy.calibration_job import run
@@ -58,3 +68,24 @@ def calibrate(
     else:
         print_result(f"bundle: {out}")
     print_hint(f"next: sad-deploy export{'' if out == DEFAULT_BUNDLE else f' {out}'}")
+
+
+def _refuse_exported(out: Path) -> None:
+    """A calibrated bundle is quickly made again, graphs and engines are not.
+
+    Raises:
+        UserError: There is a bundle that holds some.
+    """
+    from sad_runtime.bundle import Bundle
+    from sad_runtime.errors import BundleError, UserError
+
+    try:
+        manifest = Bundle.open(out).manifest
+    except BundleError:  # nothing there, or nothing that could be used
+        return
+    made = [graph.file for graph in manifest.graphs] + [engine.file for engine in manifest.engines]
+    if made:
+        raise UserError(
+            f"{out} was exported: {', '.join(made)} would be lost",
+            hint="--overwrite replaces it; --out names another folder",
+        )

@@ -10,6 +10,7 @@ import typer
 from sad_deploy.attack_config import AttackKind
 from sad_deploy.recipe import BATCH_SIZE, BATCHES, SAMPLES, Options
 from sad_runtime.choices import Normalization
+from sad_runtime.manifest import Interpolation
 
 _NETWORK = "Network"
 _DATA = "Data"
@@ -67,10 +68,35 @@ class CalibrateOptions:
             rich_help_panel=_NETWORK,
         ),
     ] = None
+    resize: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Shorter side of an image before the network's input is cut out of its middle.",
+            show_default="the model's usual one",
+            rich_help_panel=_NETWORK,
+        ),
+    ] = None
+    crop_pct: Annotated[
+        float | None,
+        typer.Option(
+            metavar="X",
+            help="Instead of --resize: the input's side as a part of it, as timm says it.",
+            show_default="the model's usual one",
+            rich_help_panel=_NETWORK,
+        ),
+    ] = None
+    interpolation: Annotated[
+        Interpolation | None,
+        typer.Option(
+            help="Filter of the resize.", show_default="the model's usual one", rich_help_panel=_NETWORK
+        ),
+    ] = None
     mean: Annotated[
         str | None,
         typer.Option(
-            help="Per channel, separated by commas.",
+            help="Per channel, in pixels of [0, 1], separated by commas; one value is for all.",
             show_default="the model's usual one",
             metavar="X,X,X",
             rich_help_panel=_NETWORK,
@@ -79,7 +105,7 @@ class CalibrateOptions:
     std: Annotated[
         str | None,
         typer.Option(
-            help="Per channel, separated by commas.",
+            help="Per channel, in pixels of [0, 1], separated by commas; one value is for all.",
             show_default="the model's usual one",
             metavar="X,X,X",
             rich_help_panel=_NETWORK,

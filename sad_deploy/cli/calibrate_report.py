@@ -56,23 +56,24 @@ def print_input(recipe: Recipe, preparation: Preparation) -> None:
     )
     for note in preparation.notes:
         print_note(note)
-    _warn_of_guesses(recipe)
+    _warn_of_guesses(recipe, assumed=preparation.assumed)
 
 
-def _warn_of_guesses(recipe: Recipe) -> None:
+def _warn_of_guesses(recipe: Recipe, *, assumed: bool) -> None:
     """A model of the user's own may expect anything: say what was assumed."""
     if ":" not in recipe.model:
         return
     if recipe.weights is None:
         print_warning(f"no --weights: {recipe.model} is calibrated with the weights that it came with")
-    assumed = [
+    missing = [
         option
         for option, given in (("--image-size", recipe.image_size), ("--mean and --std", recipe.input_space))
         if given is None
     ]
-    if assumed:
-        missing = " and no ".join(assumed)
-        print_warning(f"no {missing}: the values above are assumed; give those it was trained with")
+    if assumed and missing:
+        print_warning(
+            f"no {' and no '.join(missing)}: the values above are assumed; give those it was trained with"
+        )
 
 
 def _numbers(values: tuple[float, ...]) -> str:

@@ -14,6 +14,7 @@ from sad_deploy import SADClassifier, load_calibrated
 from sad_deploy.calibrated import load_samples
 from sad_deploy.cli import main
 from sad_deploy.data.digits import digits_splits
+from sad_deploy.export_bundle import export_bundle
 from sad_runtime.bundle import Bundle
 
 QUICK = ["--batches", "2", "--attack", "fgsm"]
@@ -191,6 +192,17 @@ def test_a_labelled_folder_gives_the_same_tensors_as_the_embedded_digits(monkeyp
         (["--out", "."], "current folder"),
         (["--batch-size", "1000"], "fewer than two batches of 1000"),
         (["--attack", "magic"], "magic"),
+        (
+            ["--mean", "120", "--std", "61"],
+            "at least 0 and at most 1, got 120: divide by 255",
+        ),
+        (["--mean", "0.5", "--std", "0"], "--std is in pixels of [0, 1], above 0"),
+        (["--crop-pct", "1.2"], "--crop-pct is within (0, 1]"),
+        (["--crop-pct", "0.9", "--resize", "20"], "--resize and --crop-pct say the same thing"),
+        (
+            ["--resize", "20", "--interpolation", "bicubic"],
+            "--resize, --interpolation: digits has images of 16×16",
+        ),
         (["--device", "tpu"], "--device"),
     ],
 )
@@ -212,6 +224,27 @@ def test_an_old_bundle_survives_a_failed_calibration(monkeypatch, capsys):
     refused(monkeypatch, capsys, *QUICK, "--batch-size", "1000")
     assert Path("sad-model/manifest.json").read_bytes() == before
     Bundle.open("sad-model").verify()
+
+
+def test_an_exported_bundle_is_replaced_only_when_told_to(monkeypatch, capsys):
+    options = [*QUICK, "--eta", "0.1"]
+    assert calibrate(monkeypatch, *options) == 0
+    assert calibrate(monkeypatch, *options) == 0, "what was only calibrated is replaced"
+    export_bundle(Bundle.open("sad-model"), also_for_cpu=False)
+    capsys.readouterr()
+    error = refused(monkeypatch, capsys, *options)
+    assert "sad-model was exported: model.onnx would be lost" in error and "--overwrite" in error
+    assert calibrate(monkeypatch, *options, "--overwrite") == 0
+    assert not Bundle.open("sad-model").manifest.graphs
+
+
+def test_eta_zero_is_advised_nothing_about_eta(monkeypatch, capsys):
+    """--eta 0 is recalibration alone; a large --epsilon makes it cost something."""
+    options = [*QUICK[:2], "--attack", "fgsm", "--epsilon", "0.5", "--eta", "0"]
+    assert calibrate(monkeypatch, *options) == 0
+    err = capsys.readouterr().err
+    assert "warning: the defence costs" in err and "another --attack than fgsm" in err
+    assert "--eta" not in err and "--normalization" not in err and "--clip" not in err
 
 
 def test_a_pickle_with_code_does_not_run(monkeypatch, capsys, work_folder):
