@@ -92,7 +92,7 @@ def run(recipe: Recipe, preparation: Preparation, report: Report) -> Outcome:
     """
     data = preparation.data.load(
         preparation.preprocessing,
-        calibration=recipe.batches * recipe.batch_size,
+        calibration=preparation.batches * recipe.batch_size,
         held_out=HELD_OUT_IMAGES if recipe.eta is not None else 2 * HELD_OUT_IMAGES,
         seed=recipe.seed,
         decoded=functools.partial(report, "reading images"),
@@ -123,17 +123,17 @@ def _chosen(recipe: Recipe, preparation: Preparation, data: CalibrationData, rep
     def batch_done(done: int) -> None:
         nonlocal calibrated
         calibrated = done
-        report("calibrating", done, recipe.batches)
+        report("calibrating", done, preparation.batches)
 
     def held_out_done(done: int) -> None:
-        if calibrated < recipe.batches:
+        if calibrated < preparation.batches:
             report("trying eta", done, min(steps, math.ceil(SCOUTING / _EVALUATION_BATCH)))
         else:
             report("measuring eta", done, steps)
 
     return choose_eta(
         preparation.model,
-        _batches(recipe, data),
+        _batches(recipe, preparation, data),
         _Evaluation(data.held_out),
         _settings(recipe, preparation),
         grid=recipe.eta_grid,
@@ -148,16 +148,18 @@ def _given(recipe: Recipe, preparation: Preparation, data: CalibrationData, repo
     assert recipe.eta is not None
 
     def done(count: int) -> None:
-        report("calibrating", count, recipe.batches)
+        report("calibrating", count, preparation.batches)
 
-    batches, settings = _batches(recipe, data), _settings(recipe, preparation)
+    batches, settings = _batches(recipe, preparation, data), _settings(recipe, preparation)
     sweep = calibrate_each(preparation.model, batches, (recipe.eta,), settings, progress=done)
     return sweep.calibration(recipe.eta)
 
 
-def _batches(recipe: Recipe, data: CalibrationData) -> Iterator[tuple[Tensor, Tensor | None]]:
+def _batches(
+    recipe: Recipe, preparation: Preparation, data: CalibrationData
+) -> Iterator[tuple[Tensor, Tensor | None]]:
     return training_batches(
-        data.calibration, batch_size=recipe.batch_size, batches=recipe.batches, seed=recipe.seed
+        data.calibration, batch_size=recipe.batch_size, batches=preparation.batches, seed=recipe.seed
     )
 
 

@@ -36,7 +36,7 @@ from .models.sources import (
 )
 from .network_input import network_input
 from .probabilities import refuse_probabilities, trial_images
-from .recipe import Recipe
+from .recipe import BATCHES, Recipe
 from .saliency import logits_of
 
 _SAME = (
@@ -56,6 +56,7 @@ class Preparation:
         preprocessing: Image to pixels.
         input_space: Pixels to network input.
         data: The images, found but not read.
+        batches: To calibrate on.
         weights: Where the weights came from, for the manifest.
         notes: What was chosen or left out on the user's behalf; sentences.
         assumed: Whether nothing but options said what images the network sees.
@@ -67,6 +68,7 @@ class Preparation:
     preprocessing: Preprocessing
     input_space: InputSpace
     data: DataSource
+    batches: int
     weights: Mapping[str, str]
     notes: tuple[str, ...] = ()
     assumed: bool = True
@@ -126,6 +128,7 @@ def prepare(recipe: Recipe) -> Preparation:
         preprocessing=preprocessing,
         input_space=input_space,
         data=data,
+        batches=recipe.batches or min(BATCHES, data.available // recipe.batch_size),
         weights=weights,
         notes=notes,
         assumed=seen.source is None and pretrained is None,

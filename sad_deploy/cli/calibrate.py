@@ -11,9 +11,10 @@ from sad_deploy.recipe import resolve
 from sad_runtime.extras import require
 
 from .calibrate_options import CalibrateOptions
-from .calibrate_report import print_input, print_outcome, progress_bars
+from .calibrate_report import print_input, print_outcome
 from .console import interruptible, print_hint, print_json, print_result
 from .options import DEFAULT_BUNDLE, RESULT, AsJson, expanded
+from .progress import progress
 
 _NEEDS = ("torch", "torchvision", "safetensors")
 
@@ -54,7 +55,7 @@ def calibrate(
     from sad_deploy.preparation import prepare
     from sad_deploy.provenance import provenance, save
 
-    with interruptible(f"{out} was not touched"), progress_bars() as report:
+    with interruptible(f"{out} was not touched"), progress() as report:
         preparation = prepare(recipe)
         print_input(recipe, preparation)
         outcome = run(recipe, preparation, report)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from sad_deploy.attack_config import AttackKind
-from sad_deploy.recipe import BATCH_SIZE, BATCHES, SAMPLES, Options
+from sad_deploy.recipe import BATCH_SIZE, SAMPLES, Options
 from sad_runtime.choices import Normalization
 from sad_runtime.manifest import Interpolation
 
@@ -204,8 +204,14 @@ class CalibrateOptions:
         int | None, typer.Option(min=1, help="Steps of PGD.", show_default="10", rich_help_panel=_ATTACK)
     ] = None
     batches: Annotated[
-        int, typer.Option(min=2, help="Batches to calibrate on.", rich_help_panel=_CALIBRATION)
-    ] = BATCHES
+        int | None,
+        typer.Option(
+            min=2,
+            help="Batches to calibrate on.",
+            show_default="one pass over the images, at most 32",
+            rich_help_panel=_CALIBRATION,
+        ),
+    ] = None
     batch_size: Annotated[
         int,
         typer.Option(min=2, help="Images a batch; fewer than 128 is noisy.", rich_help_panel=_CALIBRATION),

@@ -1,49 +1,22 @@
-"""What ``sad-deploy calibrate`` prints: its progress, what it was given, what came of it, and advice."""
+"""What ``sad-deploy calibrate`` prints: what it was given, what came of it, and advice."""
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from sad_runtime.choices import Normalization
 
-from .console import is_quiet, print_hint, print_note, print_result, print_status, print_warning
+from .console import print_hint, print_note, print_result, print_status, print_warning
+from .progress import duration
 
 if TYPE_CHECKING:
     from sad_deploy.calibration_job import Outcome
     from sad_deploy.eta import EtaChoice, EtaRow
     from sad_deploy.preparation import Preparation
-    from sad_deploy.progress import Report
     from sad_deploy.recipe import Recipe
 
 _SHOWN_FILES = 3
-
-
-@contextlib.contextmanager
-def progress_bars() -> Iterator[Report]:
-    """One bar a stage on stderr."""
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TaskID,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    from .console import stderr
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=stderr, disable=is_quiet()) as bars:
-        tasks: dict[str, TaskID] = {}
-
-        def report(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=total)
-            bars.update(tasks[stage], completed=done)
-
-        yield report
 
 
 def print_input(recipe: Recipe, preparation: Preparation) -> None:
@@ -170,7 +143,8 @@ def _print_accuracy(outcome: Outcome) -> None:
     )
     rate = outcome.calibrated_images / max(outcome.seconds, 1e-9)
     print_status(
-        f"calibrated on {outcome.calibrated_images:,} images in {outcome.seconds:.0f} s, {rate:.0f} images/s"
+        f"calibrated on {outcome.calibrated_images:,} images in {duration(outcome.seconds)}, "
+        f"{rate:.0f} images/s"
     )
 
 

@@ -74,6 +74,13 @@ def test_one_mean_value_makes_a_factorys_input_grey():
     assert found.preprocessing.color is Color.GRAY
 
 
+def test_by_default_a_calibration_passes_over_the_images_once():
+    assert ready(batch_size=128).batches == 9, "of 1,258 digits"
+    assert ready(batch_size=8).batches == 32, "at most"
+    assert ready(batch_size=128, batches=20).batches == 20
+    assert ready(batch_size=128, paper=True).batches == 32
+
+
 def test_one_mean_value_is_for_all_channels_where_the_network_is_not_grey():
     for model, weights in (("cifar-resnet18", "resnet18.pt"), ("prepared_networks:net", None)):
         found = ready(model=model, weights=weights, data="labelled", image_size=8, mean="0.5", std="0.25")
