@@ -12,6 +12,8 @@ import copy
 import dataclasses
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +21,7 @@ from torch.nn import BatchNorm1d
 
 from sad_runtime.choices import Normalization
 from sad_runtime.errors import UserError
-from sad_runtime.manifest import InputSpace
+from sad_runtime.manifest import InputSpace, Preprocessing
 
 from .attacks import Attack, perturb
 from .batch_checks import Batch, BatchChecks
@@ -38,6 +40,9 @@ from .classifier import Clip, add_saliency, check_clip, check_eta, standardized
 from .fold import fold_batchnorm
 from .probabilities import refuse_probabilities
 from .saliency import saliency
+
+if TYPE_CHECKING:
+    from sad_runtime.bundle import Bundle
 
 Progress = Callable[[int], None]
 """Called after every batch with the number of batches done."""
@@ -77,6 +82,7 @@ class Calibration:
         batch_size: Images in each.
         shift: ‖statistics of Φ1 − of Φ0‖ / ‖of Φ0‖ over all updated layers.
         unused_layers: BatchNorm layers that inference does not reach (auxiliary heads); left as they were.
+        original: Φ0's statistics of the others.
     """
 
     model: nn.Module
@@ -86,6 +92,52 @@ class Calibration:
     batch_size: int
     shift: float
     unused_layers: tuple[str, ...]
+    original: Mapping[str, Statistics] = dataclasses.field(default_factory=dict, repr=False)
+
+    def base(self) -> nn.Module:
+        """Φ0, a copy."""
+        model = copy.deepcopy(self.model)
+        write_statistics(batchnorm_layers(model), self.original)
+        return model
+
+    def save(
+        self,
+        directory: Path | str,
+        *,
+        samples: Tensor | tuple[Tensor, Tensor],
+        classes: Sequence[str] | None = None,
+        model: str | None = None,
+        preprocessing: Preprocessing | None = None,
+    ) -> Bundle:
+        """Write a bundle that :func:`sad_deploy.export` and ``sad-deploy export`` take.
+
+        Args:
+            directory: Its folder; a bundle there is replaced.
+            samples: At least two real images (N, C, H, W), pixels in [0, 1], not calibrated on, alone or with
+                class indices (N,). Every export is verified on them.
+            classes: Names in the order of the logits; numbers by default.
+            model: What builds the network anew, as for ``--model``: ``package.module:factory`` for example.
+                Without it the bundle carries the network as a graph: it can be exported and served, and
+                ``load_calibrated(directory, model=…)`` needs the network given.
+            preprocessing: Image file to pixels; by default a resize to the samples' size.
+
+        Returns:
+            The bundle.
+
+        Raises:
+            UserError: The samples do not fit, the network cannot be exported or built by that name, the clip
+                is not the pixel range, or the folder cannot be written.
+        """
+        from .in_memory import save_calibration
+
+        return save_calibration(
+            self,
+            directory,
+            samples=samples,
+            classes=classes,
+            model=model,
+            preprocessing=preprocessing,
+        )
 
 
 class CalibrationSweep:
@@ -158,6 +210,7 @@ class CalibrationSweep:
             batch_size=self.batch_size,
             shift=relative_shift(self._original, self._by_eta[eta]),
             unused_layers=tuple(name for name in self._all_layers if name not in self._layers),
+            original=self._original,
         )
 
 
