@@ -20,6 +20,7 @@ from .calibration import Calibration, CalibrationSettings, calibrate_each
 from .classifier import SADClassifier, standardized
 from .data import CalibrationData, ImageSet, every_batch, training_batches
 from .eta import SCOUTING, EtaChoice, choose_eta
+from .eta_grid import defended
 from .label_order import check_label_order
 from .preparation import Preparation
 from .progress import Report
@@ -52,6 +53,7 @@ class Outcome:
         before: Clean accuracy of Φ0 alone.
         first_pass: Of Φ1 alone, on the same images: recalibrated, without saliency.
         after: Of the defended Φ1.
+        grey_levels: How far saliency moves a pixel of them on average, of 255 levels.
         split: Which these are: ``test``, ``held-out`` or ``validation``.
         chose: Whether η was chosen on these very images.
         data: All images.
@@ -63,6 +65,7 @@ class Outcome:
     before: CleanAccuracy
     first_pass: Comparison
     after: Comparison
+    grey_levels: float
     split: str
     chose: bool
     data: CalibrationData
@@ -112,8 +115,8 @@ def run(recipe: Recipe, preparation: Preparation, report: Report) -> Outcome:
     images = data.held_out if data.test is None else data.test
     split = "test" if own_test else "held-out" if data.validation is None else "validation"
     chose = choice is not None and data.test is None
-    before, (first_pass, after) = _measured(preparation, calibration, images, report)
-    return Outcome(calibration, choice, before, first_pass, after, split, chose, data, seconds)
+    before, (first_pass, after), moved = _measured(preparation, calibration, images, report)
+    return Outcome(calibration, choice, before, first_pass, after, moved, split, chose, data, seconds)
 
 
 def _chosen(recipe: Recipe, preparation: Preparation, data: CalibrationData, report: Report) -> EtaChoice:
@@ -176,18 +179,27 @@ def _settings(recipe: Recipe, preparation: Preparation) -> CalibrationSettings:
 
 def _measured(
     preparation: Preparation, calibration: Calibration, images: ImageSet, report: Report
-) -> tuple[CleanAccuracy, list[Comparison]]:
-    settings = calibration.settings
-    defended = SADClassifier(
-        calibration.model, eta=calibration.eta, normalization=settings.normalization, clip=settings.clip
+) -> tuple[CleanAccuracy, list[Comparison], float]:
+    settings, model = calibration.settings, calibration.model
+    classifier = SADClassifier(
+        model, eta=calibration.eta, normalization=settings.normalization, clip=settings.clip
     )
+    moved: list[float] = []
 
     def first_pass(x: Tensor) -> Tensor:
         with torch.no_grad():
-            return logits_of(calibration.model, x)
+            return logits_of(model, x)
+
+    def second_pass(x: Tensor) -> Tensor:
+        logits, levels = defended(classifier, x, preparation.input_space)
+        moved.append(levels)
+        return logits
 
     watched = _watched(images, functools.partial(report, "measuring clean accuracy"))
-    return clean_accuracy(preparation.model, lambda: (first_pass, defended), watched, preparation.input_space)
+    before, after = clean_accuracy(
+        preparation.model, lambda: (first_pass, second_pass), watched, preparation.input_space
+    )
+    return before, after, sum(moved) / len(moved)
 
 
 def _check_labels(preparation: Preparation, data: CalibrationData, report: Report) -> None:

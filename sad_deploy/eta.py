@@ -26,8 +26,8 @@ from sad_runtime.manifest import InputSpace
 from .accuracy import CleanAccuracy, Comparison, Predictor, clean_accuracy
 from .batch_checks import Batch
 from .calibration import Calibration, CalibrationRun, CalibrationSettings, CalibrationSweep, Grid, Progress
-from .classifier import SADClassifier, add_saliency
-from .eta_grid import MOVES_NOTHING, grey_levels, grid_for
+from .classifier import SADClassifier
+from .eta_grid import MOVES_NOTHING, defended, grid_for
 from .recipe import MAX_DROP
 from .saliency import logits_of
 
@@ -187,23 +187,20 @@ def _measured(
     measured = [eta for eta in sweep.etas if not etas or eta in etas]
     moved: dict[float, list[float]] = {eta: [] for eta in measured}
 
-    def defended(eta: float, x: Tensor) -> Tensor:
+    def answered(eta: float, x: Tensor) -> Tensor:
         phi1 = sweep.model_at(eta)
         if eta == 0:
             moved[eta].append(0.0)
             with torch.no_grad():
                 return logits_of(phi1, x)
         classifier = SADClassifier(phi1, eta=eta, normalization=settings.normalization, clip=settings.clip)
-        found = classifier.defend(x)
-        salient = add_saliency(
-            x, found.saliency, eta=eta, normalization=settings.normalization, clip=settings.clip
-        )
-        moved[eta].append(grey_levels(salient - x, settings.input_space))
-        return found.logits
+        logits, levels = defended(classifier, x, settings.input_space)
+        moved[eta].append(levels)
+        return logits
 
     def contenders() -> Iterator[Predictor]:
         for eta in measured:
-            yield functools.partial(defended, eta)
+            yield functools.partial(answered, eta)
 
     plain, comparisons = clean_accuracy(model, contenders, held_out, settings.input_space)
     rows = zip(measured, comparisons, strict=True)

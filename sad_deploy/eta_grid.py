@@ -15,6 +15,7 @@ from sad_runtime.choices import Normalization
 from sad_runtime.errors import UserError
 from sad_runtime.manifest import InputSpace
 
+from .classifier import SADClassifier, add_saliency
 from .saliency import normalize_saliency
 
 MOVES_NOTHING = 0.25
@@ -37,6 +38,19 @@ def grey_levels(change: Tensor, space: InputSpace | None) -> float:
     if space is not None:
         change = change * change.new_tensor(space.std).reshape(-1, 1, 1)
     return 255 * float(change.abs().mean(dtype=torch.float64))
+
+
+def defended(classifier: SADClassifier, x: Tensor, space: InputSpace | None) -> tuple[Tensor, float]:
+    """Logits (N, K) of the second pass, and how far it moves a pixel of x (N, C, H, W), in grey levels."""
+    found = classifier.defend(x)
+    salient = add_saliency(
+        x,
+        found.saliency,
+        eta=classifier.eta,
+        normalization=classifier.normalization,
+        clip=classifier.clip,
+    )
+    return found.logits, grey_levels(salient - x, space)
 
 
 def grid_for(s: Tensor, space: InputSpace | None, normalization: Normalization) -> tuple[float, ...]:

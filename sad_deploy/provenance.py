@@ -76,6 +76,7 @@ def provenance(recipe: Recipe, preparation: Preparation, outcome: Outcome) -> di
             **_figures("first_pass", outcome.first_pass.accuracy),
             **_figures("after", outcome.after.accuracy),
             **_drop(outcome.after),
+            "grey_levels": outcome.grey_levels,
         },
         "eta": _eta(outcome),
         "torch": torch.__version__,

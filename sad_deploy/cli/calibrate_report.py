@@ -151,6 +151,7 @@ def _print_accuracy(outcome: Outcome) -> None:
 def _warn_of_drop(recipe: Recipe, outcome: Outcome) -> None:
     from sad_deploy.calibration_job import LARGE_DROP
     from sad_deploy.eta_advice import advice
+    from sad_deploy.eta_grid import MOVES_NOTHING
 
     choice = outcome.choice
     if choice is not None and not choice.within_limit:
@@ -163,6 +164,13 @@ def _warn_of_drop(recipe: Recipe, outcome: Outcome) -> None:
         return
     if choice is not None and choice.calibration.eta == choice.rows[-1].eta:
         print_warning(f"eta {choice.rows[-1].eta:g} ends the sweep; a larger --eta may cost little too")
+    eta = outcome.calibration.eta
+    if choice is None and eta > 0 and outcome.grey_levels < MOVES_NOTHING:
+        print_warning(
+            f"eta {eta:g} moves a pixel by {outcome.grey_levels:.2g} of 255 grey levels on average: "
+            "saliency does nothing here"
+        )
+        print_hint("--eta auto tries values that follow the network; or --normalization rms")
     if outcome.drop > LARGE_DROP:
         print_warning(f"the defence costs {outcome.drop:.1f} points of clean accuracy")
         print_hint("try " + ", ".join(filter(None, _gentler(recipe, outcome))))

@@ -141,6 +141,13 @@ def test_a_grid_that_moves_nothing_is_refused(monkeypatch, capsys):
     assert "the sweep is flat: its largest eta, 1e-05, moves a pixel by" in error
 
 
+def test_a_given_eta_that_moves_nothing_is_a_warning(monkeypatch, capsys):
+    assert calibrate(monkeypatch, *QUICK, "--eta", "1e-4") == 0
+    err = capsys.readouterr().err
+    assert "warning: eta 0.0001 moves a pixel by 0.00" in err and "hint: --eta auto" in err
+    assert Bundle.open("sad-model").manifest.calibration["clean_accuracy"]["grey_levels"] < 0.01
+
+
 def test_no_warning_without_a_drop(monkeypatch, capsys):
     assert calibrate(monkeypatch, *QUICK, "--eta", "0.05") == 0
     assert "warning" not in capsys.readouterr().err

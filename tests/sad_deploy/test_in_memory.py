@@ -5,16 +5,18 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import sad_deploy
 from sad_deploy import Attack, AttackKind, SADClassifier
 from sad_deploy.calibrated import load_base
 from sad_deploy.classifier import standardized
+from sad_deploy.in_memory import torch_reference
 from sad_runtime import Classifier
 from sad_runtime.bundle import Bundle
 from sad_runtime.errors import UserError
 from sad_runtime.manifest import InputSpace
-from tests.support.networks import batches_of, changed, images, small_network, state
+from tests.support.networks import batches_of, changed, images, randomize_batchnorm, small_network, state
 
 SPACE = InputSpace(mean=(0.5, 0.4, 0.3), std=(0.25, 0.2, 0.3))
 FGSM = Attack(AttackKind.FGSM)
@@ -57,6 +59,33 @@ def sad_deploy_options():
     from sad_export import GraphOptions
 
     return GraphOptions(precision="fp16", allow_inaccurate=True)
+
+
+class TokenStem(nn.Module):
+    """As LeViT's: for a batch of one, PyTorch's own gradient of it is wrong."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.fc = nn.Conv2d(3, 8, 1, bias=False), nn.BatchNorm2d(8), nn.Linear(8, 5)
+
+    def forward(self, x):
+        return self.fc(torch.tanh(self.norm(self.conv(x)).flatten(2).transpose(1, 2)).mean(1))
+
+
+def test_a_right_graph_is_not_blamed_for_pytorchs_gradient_of_a_single_image(tmp_path):
+    """17 images are compared in a batch of 16 and one of one."""
+    found = sad_deploy.calibrate(
+        randomize_batchnorm(TokenStem()).eval(), batches_of(3), eta=0.3, attack=FGSM, input_space=SPACE
+    )
+    bundle = found.save(tmp_path / "mine", samples=images(17))
+    pixels = images(17).numpy()
+    whole = torch_reference(found.model, bundle.manifest, pixels)
+    alone = torch_reference(found.model, bundle.manifest, pixels[16:])
+    np.testing.assert_allclose(whole["saliency"][16:], alone["saliency"], rtol=1e-6)
+    graph = SADClassifier(sad_deploy.fold_batchnorm(found.model), eta=0.3)
+    expected = graph.defend(standardized(images(17), SPACE)).saliency
+    np.testing.assert_allclose(whole["saliency"], expected.numpy(), rtol=1e-4, atol=1e-6)
+    assert sad_deploy.export(bundle).graphs[0].shortfalls == ()
 
 
 def test_the_base_is_the_network_that_was_given(calibration, tmp_path, monkeypatch):
