@@ -43,8 +43,8 @@ SCOUTING = 128
 _HOPELESS = 2.0
 """Points beyond the limit, by the interval's low end, that the batches to come would not mend."""
 
-_BELOW, _ABOVE = 1, 2
-"""How many η beside the largest within the limit go on."""
+_AROUND = (-3, -1, 0, 1, 2)
+"""Which η go on, counted from the largest within the limit so far, of which a few images are no sure sign."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,7 +229,7 @@ def _worth_going_on(etas: Sequence[float], rows: Mapping[float, EtaRow], max_dro
     recalibration = max(0.0, rows[0.0].drop)
     within = [eta for eta, row in rows.items() if eta > 0 and row.drop - recalibration <= max_drop]
     best = etas.index(max(within)) if within else 1
-    return {0.0, *etas[max(1, best - _BELOW) : best + _ABOVE + 1]}
+    return {0.0, *(etas[best + i] for i in _AROUND if 1 <= best + i < len(etas))}
 
 
 def _best(rows: Sequence[EtaRow], plain: CleanAccuracy, max_drop: float) -> tuple[EtaRow, bool]:

@@ -84,6 +84,8 @@ def _preprocessing(
         return data.preprocessing
     side = recipe.image_size
     known = said.preprocessing if said is not None else _known(recipe, model)
+    if isinstance(said, Stated) and len(recipe.input_space[0] if recipe.input_space else ()) == 1:
+        known = dataclasses.replace(known, color=_color(recipe, model, side or known.crop[0]))
     if side is not None:
         known = dataclasses.replace(known, resize=_scaled(known, side), crop=(side, side))
     if recipe.resize is not None:

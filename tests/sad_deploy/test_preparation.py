@@ -100,7 +100,8 @@ def test_preprocessing_can_be_said():
 
 def test_what_a_network_says_of_its_images_is_used_and_options_change_it(folder):
     (folder / "stating_networks.py").write_text(
-        FACTORY + "def stating(num_classes):\n    model = net(num_classes)\n"
+        FACTORY + "def grey_stating(num_classes): return stating(num_classes, 1)\n"
+        "def stating(num_classes, channels=3):\n    model = net(num_classes, channels)\n"
         "    model.pretrained_cfg = {'input_size': (3, 20, 20), 'crop_pct': 0.9, 'interpolation': 'bicubic',"
         " 'mean': (0.5, 0.4, 0.3), 'std': (0.2, 0.2, 0.2)}\n    return model\n"
     )
@@ -108,6 +109,8 @@ def test_what_a_network_says_of_its_images_is_used_and_options_change_it(folder)
     assert found.preprocessing == Preprocessing(Color.RGB, 22, (20, 20), Interpolation.BICUBIC)
     assert found.input_space.mean == (0.5, 0.4, 0.3) and not found.assumed
     assert any("read from Sequential.pretrained_cfg" in note for note in found.notes)
+    grey = ready(model="stating_networks:grey_stating", data="labelled", mean="0.5", std="0.5")
+    assert grey.preprocessing.shape == (1, 20, 20), "timm's configuration stays that of three channels"
     found = ready(model="stating_networks:stating", data="labelled", image_size=10, mean="0", std="1")
     assert (found.preprocessing.resize, found.preprocessing.crop) == (11, (10, 10))
     assert found.input_space.std == (1, 1, 1)
