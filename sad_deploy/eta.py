@@ -145,31 +145,62 @@ def choose_eta(
     if grid is not None and not any(eta > 0 for eta in grid):
         raise UserError("the grid has no eta above 0: there is nothing to choose")
     run = CalibrationRun(model, _with_zero(grid, settings), settings)
-    rows: dict[float, EtaRow] = {}
-    stopped = False
+    scout = _Scout(model, run.sweep, max_drop, prunes=grid is None, stops=not allow_drop)
     for batch in batches:
-        done = run.sweep.batches
-        if not rows and done >= 2 and done * run.sweep.batch_size >= _SCOUTED:
-            # Every other one shows where the limit is.
-            tried = {0.0, *run.sweep.etas[1::2]} if grid is None else run.sweep.etas
-            plain, rows = _measured(model, run.sweep, _some(told(), SCOUTING), etas=tried)
-            _refuse_flat(rows)
-            hopeless = all(row.comparison.interval[0] > max_drop + _HOPELESS for row in rows.values())
-            if stopped := hopeless and not allow_drop:
+        if not scout.rows and run.sweep.batches >= max(2, _SCOUTED / max(1, run.sweep.batch_size)):
+            scout.look(told())
+            if scout.stopped:
                 break
-            if grid is None:
-                run.sweep.keep(_worth_going_on(run.sweep.etas, rows, max_drop))
         run.add(batch)
         if progress is not None:
             progress(run.sweep.batches)
     sweep = run.finish()
-    final = rows
-    if not stopped:
-        plain, final = _measured(model, sweep, told())
-        _refuse_flat(rows | final)
+    if not scout.rows and grid is None:  # else all would be measured on all images
+        scout.look(told(), at_the_end=True)
+    plain, final = (scout.plain, scout.rows) if scout.stopped else _measured(model, sweep, told())
+    assert plain is not None
+    rows = dict(sorted((scout.rows | final).items()))
+    _refuse_flat(rows)
     best, within_limit = _best([row for row in final.values() if row.eta > 0], plain, max_drop)
-    all_rows = tuple(row for _, row in sorted((rows | final).items()))
-    return EtaChoice(sweep.calibration(best.eta), plain, all_rows, max_drop, within_limit, stopped)
+    chosen = sweep.calibration(best.eta)
+    return EtaChoice(chosen, plain, tuple(rows.values()), max_drop, within_limit, scout.stopped)
+
+
+class _Scout:
+    """A first look at every other η, on a few images, to see where the limit is.
+
+    Args:
+        model: Φ0.
+        sweep: Its statistics so far.
+        max_drop: The limit, in points.
+        prunes: Whether only the η around the limit go on.
+        stops: Whether the run ends where nothing can be within the limit.
+    """
+
+    def __init__(
+        self, model: nn.Module, sweep: CalibrationSweep, max_drop: float, *, prunes: bool, stops: bool
+    ) -> None:
+        self.model, self.sweep, self.max_drop = model, sweep, max_drop
+        self.prunes, self.stops = prunes, stops
+        self.plain: CleanAccuracy | None = None
+        self.rows: dict[float, EtaRow] = {}
+        self.stopped = False
+
+    def look(self, held_out: Iterable[Batch], *, at_the_end: bool = False) -> None:
+        """Measure, and prune: what is left is calibrated on further, or at the end measured on more images.
+
+        Raises:
+            UserError: The largest η moves nothing.
+        """
+        etas = self.sweep.etas
+        tried = {0.0, *etas[1::2]} if self.prunes else etas
+        self.plain, self.rows = _measured(self.model, self.sweep, _some(held_out, SCOUTING), etas=tried)
+        _refuse_flat(self.rows)
+        hopeless = all(row.comparison.interval[0] > self.max_drop + _HOPELESS for row in self.rows.values())
+        self.stopped = hopeless and self.stops and not at_the_end
+        pays = not at_the_end or self.plain.images >= SCOUTING
+        if self.prunes and not self.stopped and pays:
+            self.sweep.keep(_worth_going_on(etas, self.rows, self.max_drop))
 
 
 def _with_zero(grid: Sequence[float] | None, settings: CalibrationSettings) -> Grid:
@@ -244,11 +275,11 @@ def _best(rows: Sequence[EtaRow], plain: CleanAccuracy, max_drop: float) -> tupl
 def _some(batches: Iterable[Batch], images: int) -> Iterator[Batch]:
     """The first batches, of at least that many images together."""
     seen = 0
-    for batch in batches:
-        yield batch
-        seen += len(batch[0] if isinstance(batch, (tuple, list)) else batch)
+    for batch in batches:  # asking for one more is what tells that the last one is done
         if seen >= images:
             return
+        yield batch
+        seen += len(batch[0] if isinstance(batch, (tuple, list)) else batch)
 
 
 def _told(batches: Iterable[Batch], progress: Progress | None) -> Iterator[Batch]:

@@ -221,3 +221,19 @@ def test_the_eta_around_the_limit_and_none_go_on_to_the_end(monkeypatch):
 def test_a_grid_of_zero_alone_is_refused():
     with pytest.raises(UserError, match="no eta above 0"):
         choose_eta(small_network(), batches_of(2), batches_of(1), SETTINGS, grid=(0.0,))
+
+
+def test_a_short_calibration_measures_only_what_is_near_the_limit_on_all_images(monkeypatch):
+    monkeypatch.setattr(eta_module, "SCOUTING", 16)
+    model = settled_network()
+    seen = []
+    choice = choose_eta(
+        model,
+        batches_of(2),
+        labelled_by(model, batches_of(4, seed=7)),
+        SETTINGS,
+        held_out_progress=seen.append,
+    )
+    assert seen == [1, 1, 2, 3, 4]
+    images = [row.accuracy.images for row in choice.rows]
+    assert set(images) == {16, 64} and images.count(64) <= 6 and choice.chosen.accuracy.images == 64
