@@ -171,8 +171,10 @@ def _warn_of_drop(recipe: Recipe, outcome: Outcome) -> None:
             "saliency does nothing here"
         )
         print_hint("--eta auto tries values that follow the network; or --normalization rms")
-    if outcome.drop > LARGE_DROP:
-        print_warning(f"the defence costs {outcome.drop:.1f} points of clean accuracy")
+    over = choice is not None and outcome.drop > choice.max_drop
+    if over or outcome.drop > LARGE_DROP:
+        where = ", more than --max-drop, on images that did not choose eta" if over else ""
+        print_warning(f"the defence costs {outcome.drop:.1f} points of clean accuracy{where}")
         print_hint("try " + ", ".join(filter(None, _gentler(recipe, outcome))))
 
 
@@ -183,6 +185,8 @@ def _gentler(recipe: Recipe, outcome: Outcome) -> Iterator[str]:
         if recipe.eta is not None:
             yield "--eta auto" + (" without --paper" if recipe.paper else "")
             yield f"a smaller --eta than {eta:g}"
+        else:
+            yield "a smaller --max-drop"
         yield "" if recipe.normalization is Normalization.RMS else "--normalization rms"
         yield "" if recipe.clip else "--clip"
         yield "more --batches"

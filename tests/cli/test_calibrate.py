@@ -136,6 +136,15 @@ def test_if_no_eta_keeps_the_limit_nothing_is_written_unless_that_is_allowed(mon
     assert manifest.defence.eta == 3 and not manifest.calibration["eta"]["within_max_drop"]
 
 
+def test_a_limit_kept_only_by_the_images_that_chose_eta_is_a_warning(monkeypatch, capsys):
+    assert calibrate(monkeypatch, *QUICK, "--eta-grid", "0.5", "--max-drop", "2") == 0
+    found = Bundle.open("sad-model").manifest.calibration
+    assert found["eta"]["within_max_drop"] and found["clean_accuracy"]["drop_points"] > 2
+    err = capsys.readouterr().err
+    assert "points of clean accuracy, more than --max-drop, on images that did not choose eta" in err
+    assert "a smaller --max-drop" in err
+
+
 def test_a_grid_that_moves_nothing_is_refused(monkeypatch, capsys):
     error = refused(monkeypatch, capsys, *QUICK, "--eta-grid", "1e-6,1e-5")
     assert "the sweep is flat: its largest eta, 1e-05, moves a pixel by" in error
