@@ -3,6 +3,7 @@
 May import onnx, onnx-ir, numpy and ``sad_runtime``; never torch.
 """
 
+from .attack_graph import attack_graph
 from .defend import ForwardExport, defend
 from .graph.errors import GraphError
 from .input_gradient import input_gradient, unsupported_nodes
@@ -22,6 +23,7 @@ __all__ = [
     "GraphError",
     "GraphOptions",
     "VerificationError",
+    "attack_graph",
     "build_engine",
     "defend",
     "input_gradient",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import onnx
@@ -82,13 +82,16 @@ def input_gradient(
     return to_proto(differentiated(graph, lowering, seed))
 
 
-def differentiated(graph: ForwardGraph, lowering: Lowering, seed: Seed = LARGEST) -> ir.Model:
+def differentiated(
+    graph: ForwardGraph, lowering: Lowering, seed: Seed = LARGEST, *, held: Collection[ir.Node] = ()
+) -> ir.Model:
     """Extend a forward graph to ``logits`` and ``gradient``; see :func:`input_gradient`.
 
     Args:
         graph: The classifier; its graph is the one that is extended and returned.
         lowering: What the gradient is written with.
         seed: What it is the gradient of.
+        held: Nodes whose outputs are held constant.
 
     Raises:
         GraphError: Some nodes have no gradient rule, or there is no such class.
@@ -100,7 +103,7 @@ def differentiated(graph: ForwardGraph, lowering: Lowering, seed: Seed = LARGEST
         )
     lowering.prepare(graph.model)
     given = seed.new_input(graph.logits)
-    gradient = append_saliency(graph, graph.image, lowering, seed, given)
+    gradient = append_saliency(graph, graph.image, lowering, seed, given, held=held)
     lowering.complete(graph.model)
     names = {graph.logits: "logits", gradient: "gradient"}
     if given is not None:
@@ -119,6 +122,8 @@ def append_saliency(
     lowering: Lowering,
     seed: Seed = LARGEST,
     given: ir.Value | None = None,
+    *,
+    held: Collection[ir.Node] = (),
 ) -> ir.Value:
     """Append S = ∂Φ_i*/∂at, i* = argmax_i Φ_i, or the gradient of something else, to a forward graph.
 
@@ -128,6 +133,7 @@ def append_saliency(
         lowering: What it is written with.
         seed: What it is the gradient of.
         given: The further input of the seed, if it has one.
+        held: Nodes whose outputs are held constant.
 
     Returns:
         S, of ``at``'s shape.
@@ -135,7 +141,8 @@ def append_saliency(
     Raises:
         GraphError: Some nodes cannot be differentiated; the graph is unchanged.
     """
-    nodes = graph.nodes
+    held = frozenset(held)
+    nodes = [node for node in graph.nodes if node not in held]
     if graph.logits not in dependents(nodes, at):
         raise GraphError(f"the logits {graph.logits.name!r} do not depend on {at.name!r}")
     if missing := without_rule(Portable(opset=graph.opset), nodes, at, graph.logits):

@@ -82,6 +82,27 @@ class Objective(enum.StrEnum):
     LOSS = "loss"
 
 
+class Way(enum.StrEnum):
+    """Which gradient an attack on a two-pass graph follows.
+
+    ``plain``: that of the first pass, ignoring the defence. ``constant``: that of the second pass, the
+    saliency held constant. ``exact``: that of the second pass, through the saliency too.
+    """
+
+    PLAIN = "plain"
+    CONSTANT = "constant"
+    EXACT = "exact"
+
+
+class Norm(enum.StrEnum):
+    """How far an attacked image may be from the original: by its largest change, or by the root of the sum of
+    squares.
+    """
+
+    LINF = "linf"
+    L2 = "l2"
+
+
 class Ranges(enum.StrEnum):
     """How the ranges of int8 are found from values on real images: onnxruntime's calibration methods."""
 

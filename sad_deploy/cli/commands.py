@@ -92,6 +92,14 @@ COMMANDS = {
         _RUN,
         ("sad-deploy benchmark", "sad-deploy benchmark photos/ --bundle photo-model --plot speed.png"),
     ),
+    "evaluate": CommandInfo(
+        "Attack the file that is shipped: worst case over all attacks, beside the undefended network.",
+        _RUN,
+        (
+            "sad-deploy evaluate --epsilon 8/255",
+            "sad-deploy evaluate photo-model --data photos/val --epsilon 4/255 --budget 10m",
+        ),
+    ),
     "verify": CommandInfo(
         "Run every graph and engine that loads here and compare it with what PyTorch said at export.",
         _LOOK,

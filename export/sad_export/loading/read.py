@@ -20,7 +20,9 @@ def read(model: onnx.ModelProto | str | Path) -> ir.Model:
     """
     try:
         if isinstance(model, onnx.ModelProto):
-            return ir.from_proto(model)
+            copied = onnx.ModelProto()  # a tensor of onnx-ir writes a new name into the message that it is of
+            copied.CopyFrom(model)
+            return ir.from_proto(copied)
         path = Path(model)
         if not path.is_file():
             raise GraphError(f"there is no ONNX file {path}")

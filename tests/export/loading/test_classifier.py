@@ -119,3 +119,11 @@ def test_logits_that_ignore_the_image_are_refused() -> None:
     model.graph.node.append(helper.make_node("Identity", ["w"], ["y"]))
     with pytest.raises(GraphError, match="do not depend on"):
         input_gradient(model)
+
+
+def test_a_model_that_is_read_stays_as_it_is() -> None:
+    """Also one with names as this package gives them, which the copy leaves."""
+    model = input_gradient(classifier())
+    before = model.SerializeToString()
+    load_classifier(model, Reading("logits"))
+    assert model.SerializeToString() == before

@@ -29,7 +29,7 @@ from .reduction import not_zero
 _LOWEST = -65504.0
 
 
-@vjp("MaxPool", inputs=[0])
+@vjp("MaxPool", inputs=[0], quantized=True)
 def max_pool(x: Expr, *, y: Expr, dy: Expr, g: Words, node: ir.Node) -> Gradient:
     """The first maximum in scan order takes the gradient, as in PyTorch.
 
@@ -38,7 +38,7 @@ def max_pool(x: Expr, *, y: Expr, dy: Expr, g: Words, node: ir.Node) -> Gradient
     """
     if len(node.outputs) > 1 and node.outputs[1].uses():
         raise Unsupported("its Indices output is used")
-    return _max_pool(g, x, y, dy, node)
+    return _max_pool(g, x.cast(dy), y.cast(dy), dy, node)  # quantised integers are compared as floats
 
 
 def _max_pool(g: Words, x: Expr, y: Expr, dy: Expr, node: ir.Node) -> Expr:

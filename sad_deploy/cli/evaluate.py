@@ -1,0 +1,205 @@
+"""``sad-deploy evaluate``: white-box and black-box attacks on the file that is shipped, worst case first."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sad_runtime.choices import BackendChoice, Norm
+from sad_runtime.errors import UserError
+from sad_runtime.extras import require
+
+from .console import interruptible, print_json, print_note, print_result, print_status, print_warning
+from .options import DEFAULT_BUNDLE, RESULT, AsJson, expanded, numbers
+
+if TYPE_CHECKING:
+    from sad_deploy.evaluation.assembly import Assembled, Choices
+    from sad_deploy.evaluation.evaluate import Evaluation
+
+ATTACK = "Attack"
+_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateOptions:
+    """What is attacked, and how hard."""
+
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATA",
+            help="Labelled images: class folders, a list FILE.csv of path,label lines, digits, cifar10:PATH.",
+            show_default="the bundle's test images, of digits",
+        ),
+    ] = None
+    images: Annotated[int, typer.Option(metavar="N", min=1, help="How many of them.")] = 100
+    epsilon: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="E",
+            help="How far a pixel may move, in [0, 1]; several for a curve.",
+            show_default="8/255",
+            rich_help_panel=ATTACK,
+        ),
+    ] = None
+    norm: Annotated[
+        Norm, typer.Option(metavar="|".join(Norm), help="How that is measured.", rich_help_panel=ATTACK)
+    ] = Norm.LINF
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME",
+            help="CPU time to spend, for example 10m: the strongest attacks that fit; what does not is said.",
+            show_default="all attacks",
+            rich_help_panel=ATTACK,
+        ),
+    ] = None
+    transfer: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="MODEL.onnx",
+            help="Another classifier of the same images: what fools it is tried too.",
+            show_default=False,
+            rich_help_panel=ATTACK,
+        ),
+    ] = None
+    seed: Annotated[int, typer.Option(min=0, help="Of all random numbers.", rich_help_panel=ATTACK)] = 0
+    plain: Annotated[
+        bool,
+        typer.Option("--plain", help="The file is a classifier without a defence.", rich_help_panel=ATTACK),
+    ] = False
+    logits: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="With --plain: its output that holds the logits.", show_default=False
+        ),
+    ] = None
+    mean: Annotated[
+        str | None,
+        typer.Option(
+            metavar="M,M,M", help="With --plain: of the classifier's input.", show_default="pixels in [0, 1]"
+        ),
+    ] = None
+    std: Annotated[
+        str | None, typer.Option(metavar="S,S,S", help="Likewise.", show_default="pixels in [0, 1]")
+    ] = None
+    backend: Annotated[
+        BackendChoice, typer.Option(help="What judges, of a bundle; auto: cpu.", rich_help_panel=ATTACK)
+    ] = BackendChoice.AUTO
+    precision: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="Which graph or engine of a bundle.", rich_help_panel=ATTACK),
+    ] = "fp32"
+    matrix: Annotated[
+        bool,
+        typer.Option("--matrix", help="Attack every other graph of the bundle too.", rich_help_panel=ATTACK),
+    ] = False
+    processes: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Processes of one thread each.", show_default="one a core"),
+    ] = None
+
+    def choices(self) -> Choices:
+        """What is attacked.
+
+        Raises:
+            UserError: ``mean`` or ``std`` are no numbers.
+        """
+        from sad_deploy.evaluation.assembly import Choices
+
+        names = {field.name for field in dataclasses.fields(Choices)} - {"mean", "std"}
+        given = {name: getattr(self, name) for name in names}
+        return Choices(mean=numbers(self.mean, "--mean"), std=numbers(self.std, "--std"), **given)
+
+
+@expanded
+def evaluate(
+    what: Annotated[
+        Path, typer.Argument(metavar="BUNDLE", help="A bundle's folder, or a graph's file.")
+    ] = DEFAULT_BUNDLE,
+    *,
+    options: EvaluateOptions,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Where evaluation.json and the results of an interrupted run lie.",
+            show_default="BUNDLE.evaluation",
+            rich_help_panel=RESULT,
+        ),
+    ] = None,
+    save_images: Annotated[
+        bool,
+        typer.Option(
+            "--save-images", help="Keep the adversarial images as PNG files, too.", rich_help_panel=RESULT
+        ),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Attack the file that is shipped: worst case over all attacks, beside the undefended network.
+
+    An interrupted run goes on where it was when it is called again. Robust accuracy is an upper bound: a
+    better attack can only lower it.
+    """
+    threats = _threats(options)
+    budget = None if options.budget is None else _seconds(options.budget)
+    require("onnx_ir", extra="export", need="sad-deploy evaluate")
+    from sad_deploy.evaluation.assembly import assemble
+    from sad_deploy.evaluation.evaluate import Setting
+    from sad_deploy.evaluation.evaluate import evaluate as attack
+
+    from .running import share_progress
+
+    folder = out or Path(f"{what}".rstrip("/") + ".evaluation")
+    with (
+        interruptible(f"what is done is kept in {folder}; the same command goes on"),
+        share_progress() as progress,
+    ):
+        assembled = assemble(what, folder, options.choices(), notice=print_note)
+        setting = Setting(threats, options.seed, budget, options.processes, progress, print_note)
+        evaluation = attack(assembled.subjects, assembled.data.images, setting, folder)
+    _finish(assembled, evaluation, folder, as_json=as_json, save_images=save_images)
+
+
+def _finish(
+    assembled: Assembled, evaluation: Evaluation, folder: Path, *, as_json: bool, save_images: bool
+) -> None:
+    from sad_deploy.evaluation.assembly import keep
+
+    from .evaluate_table import lines
+
+    recorded = keep(assembled, evaluation, folder, save_images=save_images)
+    if as_json:
+        print_json(recorded)
+    else:
+        for line in lines(evaluation, assembled.data, assembled.model):
+            print_result(line)
+    for result in evaluation.results:
+        weak = [each for each in result.files if result.defended.worst_case.percent - each.worst.percent >= 5]
+        for each in weak:
+            points = result.defended.worst_case.percent - each.worst.percent
+            print_warning(f"{each.file} is {points:.1f} points less robust than {result.defended.name}")
+    print_status(f"evaluation: {folder / 'evaluation.json'}")
+
+
+def _threats(options: EvaluateOptions) -> list[Any]:
+    """Raises UserError for an ε that is none."""
+    from sad_deploy.evaluation.threat import Threat, parse_epsilon
+
+    return [Threat(parse_epsilon(text), options.norm) for text in options.epsilon or ["8/255"]]
+
+
+def _seconds(text: str) -> float:
+    """``90``, ``90s``, ``10m`` or ``2h`` in seconds.
+
+    Raises:
+        UserError: Something else.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip())
+    if found is None or float(found[1]) <= 0:
+        raise UserError(f"--budget takes a time, got {text!r}", hint="for example 10m")
+    return float(found[1]) * _UNITS[found[2]]

@@ -1,0 +1,124 @@
+"""The whole evaluation: every subject under every threat, stage by stage, and the checks of the attacks."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from .oracles import Array, Counts
+from .outcome import Outcome, Row, merged, share
+from .plan import Costs, Effort, Stage, stages
+from .subject import Subject
+from .threat import Threat
+from .work import Attack, Images, Task, Workers, pieces
+
+Progress = Callable[[str, float], None]
+"""Told what is done, and which share of all work is."""
+
+
+@dataclasses.dataclass
+class Campaign:
+    """Attacks subjects.
+
+    Args:
+        workers: Who does it.
+        subjects: By name.
+        images: Which.
+        effort: How much.
+        costs: Of each subject, for the progress.
+        progress: Told of every piece.
+    """
+
+    workers: Workers
+    subjects: Mapping[str, Subject]
+    images: Images
+    effort: Effort
+    costs: Mapping[str, Costs]
+    progress: Progress
+    total: float = 1.0
+    _spent: float = 0.0
+
+    def attack(self, key: str, threat: Threat, seeds: Mapping[int, Array] | None = None) -> Outcome:
+        """One subject under one threat, all stages.
+
+        Args:
+            key: Of the subject.
+            threat: What is allowed.
+            seeds: Images by index that fooled another subject: shown to this one first.
+        """
+        subject = self.subjects[key]
+        clean, non_finite = self._clean(key)
+        left, rows = clean.copy(), []
+        adversarial = self.images.pixels.copy()
+        for stage in stages(subject, self.effort, threat.norm):
+            before = clean if not stage.survivors else left
+            row, found = self._stage(key, stage, threat, before)
+            for i, image in found.items():
+                if left[i]:
+                    adversarial[i] = image
+            left &= ~row.broken
+            rows.append(dataclasses.replace(row, worst=share(left)))
+        return Outcome(
+            subject.name,
+            threat,
+            clean,
+            tuple(rows),
+            adversarial,
+            self._rounded(key, threat, adversarial, clean & ~left),
+            non_finite,
+        )
+
+    def accuracy_under(self, key: str, attack: Attack, threat: Threat, which: Array) -> tuple[Array, Counts]:
+        """(N,) which of some images one attack misclassifies, and the passes it took."""
+        stage = Stage("", "", "", (attack,))
+        row, _ = self._stage(key, stage, threat, which)
+        return row.broken, row.counts
+
+    def _stage(self, key: str, stage: Stage, threat: Threat, which: Array) -> tuple[Row, dict[int, Array]]:
+        """One row; of several attacks, each sees what the ones before it left."""
+        n, left = len(self.images), which.copy()
+        images: dict[int, Array] = {}
+        counts, seconds = Counts(), 0.0
+        for attack in stage.attacks:
+            tasks = [Task(key, attack, threat, piece) for piece in pieces(np.flatnonzero(left))]
+            done = [self._told(stage.name or "checks", key) for _ in tasks]
+            results = self.workers.run(tasks, done[0]) if tasks else []
+            broken, found, more, took = merged(n, results)
+            images = {**found, **images}
+            left &= ~broken
+            for field in dataclasses.fields(Counts):
+                setattr(counts, field.name, getattr(counts, field.name) + getattr(more, field.name))
+            seconds += took
+        broken = which & ~left
+        alone = None if stage.survivors else share(which & ~broken)
+        return Row(stage, broken, alone, share(left), counts, seconds), images
+
+    def _told(self, name: str, key: str) -> Callable[[Task], None]:
+        def told(task: Task) -> None:
+            self._spent += self.costs[key].of(task.attack) * len(task.index)
+            self.progress(name, min(self._spent / max(self.total, 1e-9), 1.0))
+
+        return told
+
+    def _clean(self, key: str) -> tuple[Array, int]:
+        logits = self.answers(key, self.images.pixels)
+        finite = np.isfinite(logits).all(1)
+        return (logits.argmax(1) == self.images.labels) & finite, int((~finite).sum())
+
+    def answers(self, key: str, pixels: Array) -> Array:
+        """Logits of a subject, in batches."""
+        victim = self.workers.bench.victim(key)
+        parts = [victim(pixels[i : i + 64]) for i in range(0, len(pixels), 64)]
+        return np.concatenate(parts)
+
+    def _rounded(self, key: str, threat: Threat, adversarial: Array, broken: Array) -> Array:
+        """Which of the fooling images still fool the subject as 8-bit files."""
+        still, index = np.zeros(len(broken), bool), np.flatnonzero(broken)
+        if len(index):
+            files = threat.rounded(adversarial[index], self.images.pixels[index])
+            allowed = threat.allows(files, self.images.pixels[index])
+            wrong = self.answers(key, files).argmax(1) != self.images.labels[index]
+            still[index] = wrong & allowed
+        return still

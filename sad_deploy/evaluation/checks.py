@@ -1,0 +1,129 @@
+"""Whether the attacks can be believed: signs of masked gradients and of weak attacks, each in words.
+
+An evaluation that looks good because its attacks are weak is worse than none. Every check says where it comes
+from and what it measured; a failed one lowers no figure, it says how far to trust it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import numpy as np
+
+from sad_runtime.choices import Norm
+
+from .campaign import Campaign
+from .outcome import Outcome
+from .threat import Threat
+
+CARLINI = "Carlini et al. 2019, On Evaluating Adversarial Robustness"
+ATHALYE = "Athalye et al. 2018, Obfuscated Gradients"
+CROCE = "Croce et al. 2022, Evaluating Adaptive Test-Time Defenses"
+
+_CHECKED_IMAGES = 50
+_LARGE = {Norm.LINF: 0.5, Norm.L2: 10.0}
+_PIPELINE = ("both passes, S constant", "both passes, exact", "both passes, exact (S is constant)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """One check.
+
+    Attributes:
+        id: A short name.
+        passed: Whether all is well.
+        words: What was found, with its figure.
+        source: Who asks for it.
+    """
+
+    id: str
+    passed: bool
+    words: str
+    source: str
+
+
+def masking(outcome: Outcome) -> list[Check]:
+    """Whether attackers who know less, or who ignore the defence, do better than the gradient through it."""
+    through = outcome.alone(_PIPELINE)
+    if through is None:
+        return []
+    found = []
+    transferred = [row.stage.way for row in outcome.rows if row.stage.way.endswith("transferred")]
+    comparisons = (
+        ("transfer", transferred, "ignoring the saliency", CARLINI),
+        ("labels", ["labels"], "an attacker who sees only labels", CROCE),
+        ("scores", ["scores"], "an attacker who sees only scores", CARLINI),
+    )
+    for name, ways, who, source in comparisons:
+        other = outcome.alone(ways)
+        if other is None:
+            continue
+        points = through - other
+        words = f"{who} beats the gradient through both passes by {points:.1f} points"
+        if points <= 0:
+            words = (
+                f"{who} does not beat the gradient through both passes ({other:.1f} against {through:.1f} %)"
+            )
+        found.append(
+            Check(f"masking_{name}", points <= 0, ("masking: " if points > 0 else "") + words, source)
+        )
+    return found
+
+
+def zero_gradients(outcome: Outcome) -> Check:
+    """Whether gradients vanish."""
+    zero = sum(row.counts.zero_gradients for row in outcome.rows)
+    asked = max(sum(row.counts.backward for row in outcome.rows), 1)
+    share = 100 * zero / asked
+    words = "no zero gradients" if not zero else f"{share:.2g} % of the gradients were zero"
+    return Check("zero_gradients", share < 1, words, ATHALYE)
+
+
+def strength(campaign: Campaign, key: str, outcome: Outcome) -> list[Check]:
+    """A larger ε must reach 0 %, and twice the steps must not find more."""
+    subject = campaign.subjects[key]
+    rows = [row for row in outcome.rows if row.alone is not None and row.stage.knows == "weights"]
+    if not rows:
+        return []
+    strongest = min(rows, key=lambda row: row.alone.count if row.alone else 0).stage.attacks[0]
+    some = np.zeros(len(outcome.clean), bool)
+    some[np.flatnonzero(outcome.clean)[:_CHECKED_IMAGES]] = True
+    large = Threat(max(_LARGE[outcome.threat.norm], outcome.threat.epsilon), outcome.threat.norm)
+    broken, _ = campaign.accuracy_under(key, strongest, large, some)
+    left = 100 * float((some & ~broken).sum()) / max(int(some.sum()), 1)
+    found = [
+        Check(
+            "large_epsilon",
+            left == 0,
+            f"ε {large.epsilon:g} leaves {left:.1f} %" if left else f"ε {large.epsilon:g} reaches 0 %",
+            CARLINI,
+        )
+    ]
+    survivors = outcome.robust
+    twice = dataclasses.replace(strongest, steps=2 * strongest.steps)
+    broken, _ = campaign.accuracy_under(key, twice, outcome.threat, survivors)
+    points = 100 * float((survivors & broken).sum()) / len(survivors)
+    words = f"twice the steps: −{points:.1f} points" if points else "twice the steps: +0.0"
+    found.append(Check("twice_the_steps", points <= 1, words, CARLINI))
+    assert strongest.source in subject.sources
+    return found
+
+
+def monotone(outcomes: list[Outcome]) -> list[Check]:
+    """Whether a larger ε breaks more images."""
+    ordered = sorted(outcomes, key=lambda each: each.threat.epsilon)
+    if len(ordered) < 2:
+        return []
+    rates = [each.worst_case.percent for each in ordered]
+    falls = all(a >= b for a, b in itertools.pairwise(rates))
+    listed = " → ".join(f"{rate:.1f}" for rate in rates)
+    return [Check("monotone", falls, f"a larger ε breaks more: {listed} %", CARLINI)]
+
+
+def rounding(outcome: Outcome) -> Check:
+    """Whether what was found survives being written to 8-bit files."""
+    broken = int((outcome.clean & ~outcome.robust).sum())
+    kept = int(outcome.rounded.sum())
+    words = f"{kept} of {broken} adversarial images still fool it as 8-bit files within ε"
+    return Check("rounding", broken == 0 or kept >= 0.5 * broken, words, "auto-attack issue 44")

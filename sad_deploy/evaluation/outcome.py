@@ -1,0 +1,181 @@
+"""Per image what each attack did, and the figures that follow from it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from .oracles import Array, Counts
+from .plan import Stage
+from .statistics import clopper_pearson, mcnemar
+from .threat import Threat
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """A share of the images, with its 95 % interval.
+
+    Attributes:
+        count: How many.
+        images: Out of how many.
+    """
+
+    count: int
+    images: int
+
+    @property
+    def percent(self) -> float:
+        """100 · count / images."""
+        return 100 * self.count / self.images
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """In percent."""
+        low, high = clopper_pearson(self.count, self.images)
+        return 100 * low, 100 * high
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        low, high = self.interval
+        return {"percent": self.percent, "count": self.count, "images": self.images, "interval": [low, high]}
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """What one stage did.
+
+    Attributes:
+        stage: The attacks.
+        broken: (N,) which images it misclassified; False also where it did not try.
+        alone: Accuracy left by it alone; None where it saw survivors only.
+        worst: Accuracy left by it and all before it.
+        counts: Passes.
+        seconds: Of CPU.
+    """
+
+    stage: Stage
+    broken: Array
+    alone: Share | None
+    worst: Share
+    counts: Counts
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """One subject under one threat.
+
+    Attributes:
+        name: Of the subject.
+        threat: What was allowed.
+        clean: (N,) which images are classified as their label, unattacked.
+        rows: In the order they were run.
+        adversarial: (N, C, H, W) an image that fools the subject, or the original.
+        rounded: (N,) of the broken images, which still fool it as 8-bit files within ε.
+        non_finite: Answers to clean images that are not finite; they count as wrong.
+    """
+
+    name: str
+    threat: Threat
+    clean: Array
+    rows: tuple[Row, ...]
+    adversarial: Array
+    rounded: Array
+    non_finite: int = 0
+
+    @property
+    def robust(self) -> Array:
+        """(N,) which images resist everything."""
+        left = self.clean.copy()
+        for row in self.rows:
+            left &= ~row.broken
+        return left
+
+    @property
+    def worst_case(self) -> Share:
+        """Accuracy in the worst case over all attacks, image by image."""
+        return share(self.robust)
+
+    @property
+    def clean_accuracy(self) -> Share:
+        """Unattacked."""
+        return share(self.clean)
+
+    @property
+    def rounded_worst_case(self) -> Share:
+        """As :attr:`worst_case`, counting only attacked images that can be saved as 8-bit files."""
+        return share(self.clean & ~self.rounded)
+
+    def alone(self, words: Sequence[str]) -> float | None:
+        """Lowest accuracy that a screening of these ways or with this knowledge left; None without one."""
+        found = [
+            row.alone.percent
+            for row in self.rows
+            if row.alone is not None and (row.stage.way in words or row.stage.knows in words)
+        ]
+        return min(found, default=None)
+
+
+def share(mask: Array) -> Share:
+    """Of all images."""
+    return Share(int(mask.sum()), len(mask))
+
+
+@dataclasses.dataclass(frozen=True)
+class Paired:
+    """The same images in two subjects.
+
+    Attributes:
+        both: Robust in both.
+        only_defended: In the first alone.
+        only_undefended: In the second alone.
+        neither: In none.
+    """
+
+    both: int
+    only_defended: int
+    only_undefended: int
+    neither: int
+
+    @classmethod
+    def of(cls, defended: Array, undefended: Array) -> Paired:
+        """From (N,) masks."""
+        return cls(
+            int((defended & undefended).sum()),
+            int((defended & ~undefended).sum()),
+            int((~defended & undefended).sum()),
+            int((~defended & ~undefended).sum()),
+        )
+
+    @property
+    def p(self) -> float:
+        """Of McNemar's exact test, two-sided."""
+        return mcnemar(self.only_defended, self.only_undefended)
+
+    @property
+    def points(self) -> float:
+        """What the defence gained, in points of accuracy."""
+        n = self.both + self.only_defended + self.only_undefended + self.neither
+        return 100 * (self.only_defended - self.only_undefended) / n
+
+    @property
+    def is_significant(self) -> bool:
+        """At 5 %."""
+        return self.p < 0.05
+
+
+def merged(count: int, results: Sequence[Any]) -> tuple[Array, dict[int, Array], Counts, float]:
+    """Results of a stage's tasks as one: broken (N,), adversarial image by index, passes, seconds."""
+    images: dict[int, Array] = {}
+    broken, counts, seconds = np.zeros(count, bool), Counts(), 0.0
+    for result in results:
+        for i, image in zip(result.index[result.broken], result.adversarial, strict=True):
+            images.setdefault(int(i), image)
+        broken[result.index[result.broken]] = True
+        for field in dataclasses.fields(Counts):
+            setattr(counts, field.name, getattr(counts, field.name) + getattr(result.counts, field.name))
+        seconds += result.seconds
+    return broken, images, counts, seconds

@@ -1,0 +1,202 @@
+"""Which attacks are run, in which order, and what fits into a budget of time.
+
+Every way in is screened with APGD on the cross-entropy, on all images; then come attacks that see less; what
+is left is spent on the images that resisted all of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from sad_runtime.choices import Norm
+
+from .oracles import Array, Counts
+from .subject import Subject
+from .threat import Threat
+from .work import Attack
+
+KNOWS = {"apgd": "weights", "pgd": "weights", "rays": "labels", "square": "scores"}
+"""What an attacker must see for an attack."""
+
+_ORDER = ("own", "plain", "base", "transfer", "constant", "exact")
+_LINF_ONLY = ("rays", "square")
+
+
+@dataclasses.dataclass(frozen=True)
+class Effort:
+    """How much is spent.
+
+    Attributes:
+        steps: Of every attack with gradients.
+        targets: Wrong classes that survivors are pushed to.
+        rays: Queries for labels, an image; 0: not run.
+        square: Queries for scores, an image; 0: not run.
+    """
+
+    steps: int = 100
+    targets: int = 3
+    rays: int = 2000
+    square: int = 1000
+
+
+EFFORTS = (
+    Effort(),
+    Effort(rays=1000, square=500),
+    Effort(targets=2, rays=500, square=0),
+    Effort(50, 2, 500, 0),
+    Effort(50, 1, 0, 0),
+    Effort(20, 1, 0, 0),
+    Effort(20, 0, 0, 0),
+    Effort(10, 0, 0, 0),
+)
+"""From the strongest to what is hardly one."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """Attacks that form one row of the result.
+
+    Attributes:
+        way: What it goes through.
+        knows: What the attacker must see.
+        name: Of the attack.
+        attacks: One, or several whose union counts.
+        survivors: Whether only images are attacked that resisted everything before.
+    """
+
+    way: str
+    knows: str
+    name: str
+    attacks: tuple[Attack, ...]
+    survivors: bool = False
+
+
+def stages(subject: Subject, effort: Effort, norm: Norm) -> list[Stage]:
+    """The attacks on one subject."""
+    keys = [key for key in _ORDER if key in subject.sources]
+    found = [
+        Stage(
+            subject.sources[key].words,
+            "weights",
+            f"APGD-CE {effort.steps}",
+            (Attack("apgd", key, steps=effort.steps),),
+        )
+        for key in keys
+    ]
+    if norm is Norm.LINF:
+        blind = (("rays", "RayS", effort.rays), ("square", "Square", effort.square))
+        found += [
+            Stage(f"{subject.name}, {queries:,} queries", KNOWS[kind], name, (Attack(kind, queries=queries),))
+            for kind, name, queries in blind
+            if queries
+        ]
+    if effort.targets:
+        margins = tuple(
+            Attack("apgd", key, "margin", rank, effort.steps)
+            for rank in range(1, effort.targets + 1)
+            for key in keys
+        )
+        plural = "margin" if effort.targets == 1 else f"{effort.targets} margins"
+        found.append(Stage("all of these, survivors only", "weights", f"APGD {plural}", margins, True))
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Costs:
+    """CPU seconds an image.
+
+    Attributes:
+        victim: Of one answer.
+        sources: Of one gradient, by source.
+    """
+
+    victim: float
+    sources: Mapping[str, float]
+
+    @classmethod
+    def measured(cls, subject: Subject, images: Array, labels: Array) -> Costs:
+        """On a few images, the second of two runs."""
+        victim, sources = subject.victim.open(Counts()), {}
+        for key, source in subject.sources.items():
+            gradient = functools.partial(source.open(Counts()).of_label, images, labels)
+            sources[key] = _seconds(gradient) / len(images)
+        return cls(_seconds(lambda: victim(images)) / len(images), sources)
+
+    def of(self, attack: Attack) -> float:
+        """At most: of an image that resists."""
+        if attack.kind in _LINF_ONLY:
+            return attack.queries * self.victim
+        return (attack.steps + 1) * self.sources[attack.source] + 14 * self.victim
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    run()
+    started = time.process_time()
+    run()
+    return max(time.process_time() - started, 1e-6)
+
+
+def expected_cost(
+    subjects: Mapping[str, Subject],
+    costs: Mapping[str, Costs],
+    effort: Effort,
+    threats: Sequence[Threat],
+    images: int,
+) -> float:
+    """CPU seconds at most, if every image resists."""
+    return images * sum(
+        costs[key].of(attack)
+        for threat in threats
+        for key, subject in subjects.items()
+        for stage in stages(subject, effort, threat.norm)
+        for attack in stage.attacks
+    )
+
+
+def affordable(
+    subjects: Mapping[str, Subject],
+    costs: Mapping[str, Costs],
+    threats: Sequence[Threat],
+    images: int,
+    seconds: float | None,
+) -> tuple[Effort, tuple[str, ...]]:
+    """The strongest effort that fits, and what it leaves out of the strongest, in words.
+
+    Args:
+        subjects: Everything that is attacked.
+        costs: Of each.
+        threats: Each takes as long.
+        images: How many.
+        seconds: Of CPU; None: no limit.
+    """
+    chosen = EFFORTS[0]
+    if seconds is not None:
+        for chosen in EFFORTS:
+            if expected_cost(subjects, costs, chosen, threats, images) <= seconds:
+                break
+    return chosen, tuple(_left_out(chosen, threats[0].norm))
+
+
+def _left_out(effort: Effort, norm: Norm) -> list[str]:
+    full, said = EFFORTS[0], []
+    if effort.steps < full.steps:
+        said.append(f"{effort.steps} of {full.steps} steps (--budget)")
+    if effort.targets < full.targets:
+        said.append(f"{effort.targets} of {full.targets} target classes (--budget)")
+    for name, has, wants in (("RayS", effort.rays, full.rays), ("Square", effort.square, full.square)):
+        if norm is not Norm.LINF:
+            said.append(f"{name}: for L∞ alone")
+        elif has < wants:
+            said.append(f"{name}: {has} of {wants} queries (--budget)" if has else f"{name} (--budget)")
+    return said
+
+
+def sample(images: Array, labels: Array, count: int = 4) -> tuple[Array, Array]:
+    """A few images to measure on, repeated where there are fewer."""
+    index = np.resize(np.arange(len(images)), count)
+    return images[index], labels[index]

@@ -1,0 +1,128 @@
+"""``sad-deploy evaluate`` on a real bundle and on a classifier without a defence."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from PIL import Image
+
+from sad_deploy.data.digits import digits_splits
+from sad_runtime.bundle import Bundle
+from tests.support.command_line import exit_code, run_command
+from tests.support.models import forward_onnx, small_cnn
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bundle") / "model"
+    run_command("calibrate", "--eta", "0.3", "--batches", "4", "--attack", "fgsm", "--out", str(folder))
+    run_command("export", str(folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def class_folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("classes")
+    test = digits_splits()[2]
+    assert test.labels is not None
+    for i in range(24):
+        place = folder / str(test.labels[i])
+        place.mkdir(exist_ok=True)
+        Image.fromarray(test.images[i, 0]).save(place / f"{i}.png")
+    return folder
+
+
+def test_a_bundle_gets_its_result_in_the_terminal_as_json_and_inside(bundle: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "m"
+    shutil.copytree(bundle, copy)
+    words = ("evaluate", str(copy), "--epsilon", "0.05", "--epsilon", "0.1", "--images", "20", "--budget", "8s",
+             "--processes", "1", "--save-images")  # fmt: skip
+    text = run_command(*words)
+    assert "worst case per image" in text and "undefended network" in text and "upper bound" in text
+    stored = json.loads((tmp_path / "m.evaluation" / "evaluation.json").read_text())
+    opened = Bundle.open(copy)
+    opened.verify()
+    assert json.loads(opened.file("evaluation.json").read_text()) == stored
+    small, large = stored["results"]
+    assert (small["threat_model"]["epsilon"], large["threat_model"]["epsilon"]) == (0.05, 0.1)
+    assert large["worst_case"]["count"] <= small["worst_case"]["count"] <= small["clean"]["count"] <= 20
+    assert stored["left_out"] and stored["effort"]["steps"] <= 100
+    assert len(small["images"]) == 20 and stored["defence"]["eta"] == 0.3
+    fields = {"eps", "clean_acc", "reported", "number_forward_passes", "unreliable", "footnote"}
+    assert fields <= set(small["robustbench"])
+    assert all(isinstance(value, str) for value in small["robustbench"].values())
+    kept = sorted((tmp_path / "m.evaluation" / "images").rglob("*.png"))
+    broken = sum(each["clean"]["count"] - each["worst_case"]["count"] for each in stored["results"])
+    assert len(kept) == broken > 0
+    again = json.loads(run_command(*words, "--json"))
+    assert again["results"][0]["worst_case"] == small["worst_case"]
+
+
+def test_class_folders_and_a_list_of_labels(bundle: Path, class_folders: Path, tmp_path: Path) -> None:
+    listed = tmp_path / "labels.csv"
+    with listed.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "label"])
+        writer.writerows([path, path.parent.name] for path in sorted(class_folders.rglob("*.png")))
+    results = []
+    for data in (class_folders, listed):
+        out = tmp_path / data.stem
+        words = ("--data", str(data), "--budget", "1s", "--images", "24", "--processes", "1", "--json")
+        results.append(json.loads(run_command("evaluate", str(bundle), *words, "--out", str(out))))
+    assert [each["data"]["images"] for each in results] == [24, 24]
+    assert results[0]["results"][0]["clean"]["count"] == results[1]["results"][0]["clean"]["count"] >= 22
+
+
+def test_any_classifier_without_a_defence(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    model = small_cnn()
+    onnx.save(forward_onnx(model), str(tmp_path / "f.onnx"))
+    import torch
+
+    for i in range(24):
+        pixels = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+        with torch.no_grad():
+            x = torch.from_numpy(pixels / np.float32(255)).permute(2, 0, 1)[None].float()
+            label = int(model((x - 0.5) / 0.25).argmax())
+        place = tmp_path / "images" / f"c{label}"
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(place / f"{i}.png")
+    for name in range(5):
+        (tmp_path / "images" / f"c{name}").mkdir(exist_ok=True)
+    # A class without an image would shift the labels; the folders name all five.
+    text = run_command(
+        "evaluate", str(tmp_path / "f.onnx"), "--plain", "--data", str(tmp_path / "images"), "--mean",
+        "0.5,0.5,0.5", "--std", "0.25,0.25,0.25", "--budget", "2s", "--processes", "1", "--json",
+    )  # fmt: skip
+    found = json.loads(text)
+    (result,) = found["results"]
+    assert result["clean"]["percent"] == 100 and result["undefended"] is None and found["defence"] == {}
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (("--epsilon", "8"), "8/255 if grey levels are meant"),
+        (("--epsilon", "x"), "epsilon must be a number"),
+        (("--budget", "soon"), "--budget takes a time"),
+        (("--data", "nowhere"), "no data folder"),
+        (("--precision", "fp16"), "no fp16 graph"),
+        (("--plain",), "there is no graph"),
+    ],
+)
+def test_what_is_wrong_is_said_in_a_line(
+    bundle: Path,
+    words: tuple[str, ...],
+    reason: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert exit_code(monkeypatch, "evaluate", str(bundle), *words) in (1, 2)
+    said = capsys.readouterr().err
+    assert reason in said and "Traceback" not in said
