@@ -4,8 +4,8 @@
 set -eu
 here=$(dirname "$0")
 
-echo "== sad-deploy calibrate"
-sad-deploy calibrate
+echo "== sad-deploy calibrate --overwrite"
+sad-deploy calibrate --overwrite
 echo "== sad-deploy export --trt"
 sad-deploy export --trt
 echo "== images/: held-out handwritten digits as PNG files"

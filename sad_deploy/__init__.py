@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .calibration import Calibration, CalibrationSettings, calibrate
     from .classifier import SADClassifier, Standardize
     from .eta import EtaChoice, choose_eta
+    from .export_bundle import export
     from .fold import fold_batchnorm
     from .models import build_model
 
@@ -31,6 +32,7 @@ __all__ = [
     "build_model",
     "calibrate",
     "choose_eta",
+    "export",
     "fold_batchnorm",
     "load_calibrated",
 ]
@@ -46,6 +48,7 @@ _HOME = {
     "build_model": "models",
     "calibrate": "calibration",
     "choose_eta": "eta",
+    "export": "export_bundle",
     "fold_batchnorm": "fold",
     "load_calibrated": "calibrated",
 }

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
 
+from sad_runtime.errors import UserError
 from sad_runtime.manifest import InputSpace
 
-from .calibration import Batch
+from .batch_checks import Batch
 from .classifier import standardized
+from .intervals import paired_difference, wilson
 from .saliency import evaluating, logits_of
 
 
@@ -42,6 +44,36 @@ class CleanAccuracy:
         """100 · correct / images."""
         return 100 * self.correct / self.images
 
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % of it, in percent."""
+        return wilson(self.correct, self.images)
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """A contender beside Φ0 on the same images.
+
+    Attributes:
+        accuracy: The contender's.
+        lost: Images that Φ0 has right and the contender wrong.
+        gained: The other way round.
+    """
+
+    accuracy: CleanAccuracy
+    lost: int
+    gained: int
+
+    @property
+    def drop(self) -> float:
+        """Accuracy lost, in points."""
+        return 100 * (self.lost - self.gained) / self.accuracy.images
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % of the drop, in points."""
+        return paired_difference(self.lost, self.gained, self.accuracy.images)
+
 
 Predictor = Callable[[Tensor], Tensor]
 """Network input (N, C, H, W) to logits (N, K)."""
@@ -52,7 +84,7 @@ def clean_accuracy(
     contenders: Callable[[], Iterable[Predictor]],
     batches: Iterable[Batch],
     input_space: InputSpace | None,
-) -> tuple[CleanAccuracy, list[CleanAccuracy]]:
+) -> tuple[CleanAccuracy, list[Comparison]]:
     """Accuracy of Φ0 alone and of every contender, on the same images, in one run over them.
 
     Args:
@@ -63,11 +95,14 @@ def clean_accuracy(
         input_space: Pixels to network input; None when the network takes pixels as they are.
 
     Returns:
-        Φ0's accuracy and the contenders', in their order.
+        Φ0's accuracy, and the contenders beside it in their order.
+
+    Raises:
+        UserError: There are no images.
     """
     like = next((p for p in phi0.parameters() if p.is_floating_point()), torch.zeros(()))
     images_seen = plain_correct = 0
-    correct: list[int] = []
+    counts: list[tuple[int, int, int]] = []
     reference = Reference.LABELS
     for batch in batches:
         images, labels = batch if isinstance(batch, (tuple, list)) else (batch, None)
@@ -79,10 +114,20 @@ def clean_accuracy(
             reference = Reference.PLAIN_PREDICTIONS
             labels = plain
         labels = labels.to(like.device)
-        hits = [int((predict(x).argmax(dim=1) == labels).sum()) for predict in contenders()]
-        correct = [a + b for a, b in zip(correct or [0] * len(hits), hits, strict=True)]
-        plain_correct += int((plain == labels).sum())
+        right = plain == labels
+        found = [_counted(right, predict(x).argmax(dim=1) == labels) for predict in contenders()]
+        zeros = [(0, 0, 0)] * len(found)
+        counts = [(a + d, b + e, c + f) for (a, b, c), (d, e, f) in zip(counts or zeros, found, strict=True)]
+        plain_correct += int(right.sum())
         images_seen += len(x)
-    counts: Sequence[int] = (plain_correct, *correct)
-    plain_accuracy, *others = (CleanAccuracy(count, images_seen, reference) for count in counts)
-    return plain_accuracy, others
+    if not images_seen:
+        raise UserError("there are no images to measure clean accuracy on", hint="hold some out")
+    return CleanAccuracy(plain_correct, images_seen, reference), [
+        Comparison(CleanAccuracy(correct, images_seen, reference), lost, gained)
+        for correct, lost, gained in counts
+    ]
+
+
+def _counted(plain: Tensor, contender: Tensor) -> tuple[int, int, int]:
+    """Right answers of the contender, those it loses and those it gains, of two (N,) of truth values."""
+    return int(contender.sum()), int((plain & ~contender).sum()), int((contender & ~plain).sum())

@@ -1,7 +1,8 @@
 """The adversarial samples that calibration sees: Eq. 3 of the paper, FGSM and PGD, against Φ0 in eval mode.
 
-ε, step size and clipping are in pixels, [0, 1]; gradients run through the pixels-to-network map, so a
-model that standardises its input is attacked by what an image file can hold.
+ε, step size and clipping are in pixels, [0, 1]: the pixels-to-network map is affine with a positive slope a
+channel, so it changes no sign of a gradient, and a model that standardises its input is attacked by what an
+image file can hold. A step is one forward and one backward pass; labels cost none, missing ones one forward.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from sad_runtime.manifest import InputSpace
 
 from .attack_config import Attack, AttackKind
 from .classifier import standardized
-from .saliency import differentiable, evaluating, logits_of
+from .saliency import evaluating, input_gradient, logits_of
 
 __all__ = ["Attack", "AttackKind", "perturb"]
 
@@ -48,21 +49,24 @@ def perturb(
     images = images.detach()
     if attack.kind is AttackKind.NONE:
         return images.clone()
-    labels = _labels(model, images, labels, input_space)
+    std = images.new_tensor(input_space.std).reshape(-1, 1, 1)
+    if labels is None:
+        with torch.no_grad(), evaluating(model):
+            labels = logits_of(model, standardized(images, input_space)).argmax(dim=1)
+    checked = labels.to(images.device)
 
     def gradient(at: Tensor) -> Tensor:
-        """∂ℓ/∂image of every sample's own cross-entropy: a sum, so that N does not scale it."""
-        with evaluating(model), differentiable(at) as leaf:
-            logits = logits_of(model, standardized(leaf, input_space))
-            loss = F.cross_entropy(logits, labels, reduction="sum")
-            (found,) = torch.autograd.grad(loss, leaf)
-        return found
+        """∂ℓ/∂x of every sample's own cross-entropy, in the network's input space."""
+
+        def loss(logits: Tensor) -> Tensor:
+            _check_labels(checked, len(images), logits.shape[1])
+            return F.cross_entropy(logits, checked.expand(len(logits)), reduction="none")
+
+        return input_gradient(model, standardized(at, input_space), loss)[0]
 
     if attack.kind is AttackKind.EQ3:
-        # δ is taken in the network's space, x = (image − mean)/std: there ∂ℓ/∂x = std·∂ℓ/∂image, and adding
-        # it moves the image by std·δ.
-        variance = images.new_tensor(input_space.std).reshape(-1, 1, 1) ** 2
-        return (images + variance * gradient(images)).clamp(0, 1)
+        # δ is taken in the network's space, x = (image − mean)/std: adding it moves the image by std·δ.
+        return (images + std * gradient(images)).clamp(0, 1)
     if attack.kind is AttackKind.FGSM:
         return (images + attack.epsilon * gradient(images).sign()).clamp(0, 1)
     adversarial = images
@@ -76,17 +80,11 @@ def perturb(
     return adversarial
 
 
-def _labels(model: nn.Module, images: Tensor, labels: Tensor | None, input_space: InputSpace) -> Tensor:
-    """The labels, checked, or the model's own predictions."""
-    with torch.no_grad(), evaluating(model):
-        logits = logits_of(model, standardized(images, input_space))
-    if labels is None:
-        return logits.argmax(dim=1)
-    labels = labels.to(images.device)
-    if labels.shape != (len(images),) or not bool(((labels >= 0) & (labels < logits.shape[1])).all()):
+def _check_labels(labels: Tensor, images: int, classes: int) -> None:
+    """Refuse what is not one of the model's classes for every image."""
+    if labels.shape != (images,) or not bool(((labels >= 0) & (labels < classes)).all()):
         raise UserError(
-            f"labels must be {len(images)} class indices of 0 … {logits.shape[1] - 1}, "
+            f"labels must be {images} class indices of 0 … {classes - 1}, "
             f"got shape {tuple(labels.shape)} with {labels.min().item()} … {labels.max().item()}",
             hint="labels follow the order of the model's logits",
         )
-    return labels

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import safetensors.torch
 import torch
 from torch import Tensor, nn
@@ -25,15 +28,21 @@ from .models.plain import fix_weights, materialise
 from .to_onnx import to_onnx
 
 WEIGHTS = "weights.safetensors"
+FORWARD = "forward.onnx"
+"""The folded Φ1 of a network that cannot be built by name; see :mod:`.in_memory`."""
+
 BASE_STATISTICS = "base_statistics.safetensors"
 """The buffers in which Φ0, the network before calibration, differs from Φ1; all its weights are the same."""
 
 
-def load_calibrated(bundle: Bundle | Path | str) -> tuple[nn.Module, Manifest]:
+def load_calibrated(
+    bundle: Bundle | Path | str, *, model: nn.Module | None = None
+) -> tuple[nn.Module, Manifest]:
     """Φ1 of a bundle, unfolded, in eval mode on the CPU, and the manifest that belongs to it.
 
     Args:
         bundle: An opened bundle or its folder.
+        model: The network, of any weights, where it cannot be built by name; it is not modified.
 
     Raises:
         UserError: The bundle is not whole, or its network cannot be rebuilt (its factory is gone or changed).
@@ -41,7 +50,16 @@ def load_calibrated(bundle: Bundle | Path | str) -> tuple[nn.Module, Manifest]:
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     source = opened.manifest.model
     path = opened.file(WEIGHTS)
-    model = rebuilt(source, opened.manifest.preprocessing.shape)
+    if model is not None:
+        model = copy.deepcopy(model).cpu()
+        fix_weights(model)
+    elif FORWARD in opened.manifest.files:
+        raise UserError(
+            f"the network of {opened.root} was given in memory, so that nobody can build it ({source.name})",
+            hint="load_calibrated(bundle, model=…) with a network of that kind; an export does without",
+        )
+    else:
+        model = rebuilt(source, opened.manifest.preprocessing.shape)
     load_weights(model, read_state_dict(path), source=str(path), num_classes=source.num_classes)
     return model.eval(), opened.manifest
 
@@ -123,6 +141,7 @@ def write_calibrated(
     samples: ImageSet | None,
     *,
     base: nn.Module | None = None,
+    extra: Mapping[str, onnx.ModelProto | Mapping[str, npt.NDArray[np.float32]]] | None = None,
 ) -> None:
     """Write a bundle, whole or not at all.
 
@@ -132,6 +151,7 @@ def write_calibrated(
         manifest: All but the file hashes, which the writer fills in.
         samples: Held-out images to store, or None.
         base: Φ0, whose statistics are stored beside Φ1, or None.
+        extra: Graphs and arrays to store besides, by the name of their file.
 
     Raises:
         UserError: It cannot be written; what was there is as it was.
@@ -152,6 +172,11 @@ def write_calibrated(
             if samples.labels is not None:
                 arrays["labels"] = samples.labels
             np.savez_compressed(draft.path(SAMPLES), allow_pickle=False, **arrays)
+        for name, content in (extra or {}).items():
+            if isinstance(content, onnx.ModelProto):
+                onnx.save(content, draft.path(name))
+            else:
+                np.savez(draft.path(name), allow_pickle=False, **content)
         draft.manifest = manifest
 
 

@@ -11,7 +11,9 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +21,10 @@ from torch.nn import BatchNorm1d
 
 from sad_runtime.choices import Normalization
 from sad_runtime.errors import UserError
-from sad_runtime.manifest import InputSpace
+from sad_runtime.manifest import InputSpace, Preprocessing
 
 from .attacks import Attack, perturb
+from .batch_checks import Batch, BatchChecks
 from .batchnorm import (
     Layers,
     Statistics,
@@ -34,14 +37,18 @@ from .batchnorm import (
     write_statistics,
 )
 from .classifier import Clip, add_saliency, check_clip, check_eta, standardized
+from .fold import fold_batchnorm
 from .probabilities import refuse_probabilities
 from .saliency import saliency
 
-Batch = Tensor | tuple[Tensor, Tensor | None]
-"""Pixels (N, C, H, W) in [0, 1], alone or with class indices (N,)."""
+if TYPE_CHECKING:
+    from sad_runtime.bundle import Bundle
 
 Progress = Callable[[int], None]
 """Called after every batch with the number of batches done."""
+
+Grid = Callable[[Tensor, InputSpace], Sequence[float]]
+"""From S0 of the first adversarial batch (N, C, H, W) and its input space to the η to calibrate for."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +82,7 @@ class Calibration:
         batch_size: Images in each.
         shift: ‖statistics of Φ1 − of Φ0‖ / ‖of Φ0‖ over all updated layers.
         unused_layers: BatchNorm layers that inference does not reach (auxiliary heads); left as they were.
+        original: Φ0's statistics of the others.
     """
 
     model: nn.Module
@@ -84,13 +92,59 @@ class Calibration:
     batch_size: int
     shift: float
     unused_layers: tuple[str, ...]
+    original: Mapping[str, Statistics] = dataclasses.field(default_factory=dict, repr=False)
+
+    def base(self) -> nn.Module:
+        """Φ0, a copy."""
+        model = copy.deepcopy(self.model)
+        write_statistics(batchnorm_layers(model), self.original)
+        return model
+
+    def save(
+        self,
+        directory: Path | str,
+        *,
+        samples: Tensor | tuple[Tensor, Tensor],
+        classes: Sequence[str] | None = None,
+        model: str | None = None,
+        preprocessing: Preprocessing | None = None,
+    ) -> Bundle:
+        """Write a bundle that :func:`sad_deploy.export` and ``sad-deploy export`` take.
+
+        Args:
+            directory: Its folder; a bundle there is replaced.
+            samples: At least two real images (N, C, H, W), pixels in [0, 1], not calibrated on, alone or with
+                class indices (N,). Every export is verified on them.
+            classes: Names in the order of the logits; numbers by default.
+            model: What builds the network anew, as for ``--model``: ``package.module:factory`` for example.
+                Without it the bundle carries the network as a graph: it can be exported and served, and
+                ``load_calibrated(directory, model=…)`` needs the network given.
+            preprocessing: Image file to pixels; by default a resize to the samples' size.
+
+        Returns:
+            The bundle.
+
+        Raises:
+            UserError: The samples do not fit, the network cannot be exported or built by that name, the clip
+                is not the pixel range, or the folder cannot be written.
+        """
+        from .in_memory import save_calibration
+
+        return save_calibration(
+            self,
+            directory,
+            samples=samples,
+            classes=classes,
+            model=model,
+            preprocessing=preprocessing,
+        )
 
 
 class CalibrationSweep:
-    """Statistics for several η over one set of weights; made by :func:`calibrate_each`."""
+    """Statistics for several η over one set of weights; filled by :class:`CalibrationRun`."""
 
-    def __init__(self, model: nn.Module, etas: tuple[float, ...], settings: CalibrationSettings) -> None:
-        self.etas = etas
+    def __init__(self, model: nn.Module, settings: CalibrationSettings) -> None:
+        self.etas: tuple[float, ...] = ()
         self.settings = settings
         self.batches = 0
         self.batch_size = 0
@@ -101,8 +155,8 @@ class CalibrationSweep:
         self._original: Mapping[str, Statistics] = {}
         self._by_eta: dict[float, Mapping[str, Statistics]] = {}
 
-    def start(self, reached: set[str]) -> None:
-        """Choose the layers to update and their first statistics. Layers not reached keep what they have."""
+    def start(self, etas: Sequence[float], reached: set[str]) -> None:
+        """Choose the η, the layers to update and their first statistics; layers not reached keep theirs."""
         layers = batchnorm_layers(self._phi1)
         self._layers = {name: layer for name, layer in layers.items() if name in reached}
         if not self._layers:
@@ -114,7 +168,17 @@ class CalibrationSweep:
         if self.settings.momentum is None:
             for layer in self._layers.values():
                 layer.reset_running_stats()
+        self.etas = tuple(dict.fromkeys(map(check_eta, etas)))
         self._by_eta = dict.fromkeys(self.etas, read_statistics(self._layers))
+
+    def lay_out(self, layout: torch.memory_format) -> None:
+        """Keep Φ1's convolution weights in another order in memory while it is calibrated."""
+        self._phi1.to(memory_format=layout)
+
+    def keep(self, etas: Collection[float]) -> None:
+        """Calibrate on for these η only; the statistics of the others are forgotten."""
+        self.etas = tuple(eta for eta in self.etas if eta in etas)
+        self._by_eta = {eta: self._by_eta[eta] for eta in self.etas}
 
     def update(self, x_adv: Tensor, s0: Tensor) -> None:
         """Add one batch: x_adv (N, C, H, W) in the network's input space, and S0 of it."""
@@ -135,7 +199,7 @@ class CalibrationSweep:
 
     def calibration(self, eta: float) -> Calibration:
         """The calibration for one η, with a model of its own."""
-        model = copy.deepcopy(self.model_at(eta))
+        model = copy.deepcopy(self.model_at(eta)).to(memory_format=torch.contiguous_format)
         for parameter, flag in zip(model.parameters(), self._requires_grad, strict=True):
             parameter.requires_grad_(flag)
         return Calibration(
@@ -146,6 +210,7 @@ class CalibrationSweep:
             batch_size=self.batch_size,
             shift=relative_shift(self._original, self._by_eta[eta]),
             unused_layers=tuple(name for name in self._all_layers if name not in self._layers),
+            original=self._original,
         )
 
 
@@ -219,96 +284,107 @@ def calibrate_each(
     Raises:
         UserError: As :func:`calibrate`.
     """
-    sweep = CalibrationSweep(model, tuple(dict.fromkeys(map(check_eta, etas))), settings)
-    phi0 = copy.deepcopy(model).eval().requires_grad_(False)
-    layers0 = batchnorm_layers(phi0)
-    like = next((p for p in phi0.parameters() if p.is_floating_point()), torch.zeros(()))
-    checks = _BatchChecks(refuse_singletons=any(isinstance(layer, BatchNorm1d) for layer in layers0.values()))
-    generator = torch.Generator().manual_seed(settings.seed)
+    run = CalibrationRun(model, etas, settings)
+    for batch in batches:
+        run.add(batch)
+        if progress is not None:
+            progress(run.sweep.batches)
+    return run.finish()
 
-    for index, batch in enumerate(batches):
-        images, labels = checks.checked(index, batch)
+
+class CalibrationRun:
+    """Algorithm 1 a batch at a time, for several η at once.
+
+    Passes of Φ0 a batch: those of the attack (PGD: one forward and one backward a step), one forward and one
+    backward for S0. Then a forward of Φ1 an η. The first batch takes one forward more, to see which layers a
+    network reaches and whether it returns logits.
+
+    Args:
+        model: Φ0; not modified.
+        etas: The hybridization ratios, or what decides on them when S0 is first seen.
+        settings: Everything else.
+    """
+
+    def __init__(self, model: nn.Module, etas: Sequence[float] | Grid, settings: CalibrationSettings) -> None:
+        self.sweep = CalibrationSweep(model, settings)
+        self._etas = etas if callable(etas) else tuple(map(check_eta, etas))
+        self._phi0 = copy.deepcopy(model).eval().requires_grad_(False)
+        layers = batchnorm_layers(self._phi0)
+        single = any(isinstance(layer, BatchNorm1d) for layer in layers.values())
+        self._checks = BatchChecks(refuse_singletons=single)
+        self._generator = torch.Generator().manual_seed(settings.seed)
+        self._layout = torch.contiguous_format
+
+    def add(self, batch: Batch) -> None:
+        """Update the statistics for every η.
+
+        Raises:
+            UserError: The batch is unusable; it is named, and no statistics have changed.
+        """
+        index = self.sweep.batches
+        images, labels = self._checks.checked(index, batch)
+        like = next((p for p in self._phi0.parameters() if p.is_floating_point()), torch.zeros(()))
         images = images.to(like.device, like.dtype)
+        settings = self.sweep.settings
         space = settings.input_space or _pixels(images)
-        if index == 0:
-            refuse_probabilities(phi0, standardized(images, space))
-        with recording_use(layers0) as reached:
-            adversarial = perturb(phi0, images, labels, settings.attack, space, generator=generator)
-            x_adv = standardized(adversarial, space)
-            s0, _ = saliency(phi0, x_adv)
-        if index == 0:
-            sweep.start(reached)
+        reached = self._prepare(standardized(images, space)) if not index else set()
+        images = images.contiguous(memory_format=self._layout)
+        adversarial = perturb(self._phi0, images, labels, settings.attack, space, generator=self._generator)
+        x_adv = standardized(adversarial, space)
+        s0, _ = saliency(self._phi0, x_adv)
+        if not index:
+            etas = self._etas(s0, space) if callable(self._etas) else self._etas
+            self.sweep.start(etas, reached)
         try:
-            sweep.update(x_adv, s0)
+            self.sweep.update(x_adv, s0)
         except UserError as error:
             raise UserError(f"batch {index} (counted from 0): {error.message}", hint=error.hint) from error
-        if progress is not None:
-            progress(index + 1)
-    if sweep.batches < 2:
-        raise UserError(
-            f"calibration needs at least two batches, got {sweep.batches}",
-            hint="use more images or a smaller batch size",
-        )
-    return sweep
+
+    def _prepare(self, x: Tensor) -> set[str]:
+        """The BatchNorm layers that Φ0 reaches. From now on Φ0 is folded, and laid out as is fastest.
+
+        Φ0 is only read, and without BatchNorm it is the same network in fewer operations. Channels last
+        spares the CPU's convolutions a reordering each; a network that cannot run so, since it views values
+        as they lie, or that would give something else, stays as it is.
+        """
+        with recording_use(batchnorm_layers(self._phi0)) as reached:
+            refuse_probabilities(self._phi0, x)
+        self._phi0 = fold_batchnorm(self._phi0).requires_grad_(False)
+        if x.device.type == "cpu" and _runs_channels_last(self._phi0, x[:2]):
+            self._layout = torch.channels_last
+            self._phi0.to(memory_format=self._layout)
+            self.sweep.lay_out(self._layout)
+        return reached
+
+    def finish(self) -> CalibrationSweep:
+        """The statistics, if they are of at least two batches.
+
+        Raises:
+            UserError: They are not.
+        """
+        if self.sweep.batches < 2:
+            raise UserError(
+                f"calibration needs at least two batches, got {self.sweep.batches}",
+                hint="use more images or a smaller batch size",
+            )
+        return self.sweep
+
+
+def _runs_channels_last(model: nn.Module, x: Tensor) -> bool:
+    """Whether the gradient of a network can be had with channels last, and is then the same."""
+    expected, logits = saliency(model, x)
+    try:
+        other = copy.deepcopy(model).to(memory_format=torch.channels_last)
+        found, other_logits = saliency(other, x.contiguous(memory_format=torch.channels_last))
+    except RuntimeError:  # of a view, or a layer with weights of five dimensions
+        return False
+    return all(
+        float((a - b).norm()) <= 1e-3 * float(a.norm())  # also false where they are not finite
+        for a, b in ((expected, found), (logits, other_logits))
+    )
 
 
 def _pixels(images: Tensor) -> InputSpace:
     """The network takes pixels as they are."""
     channels = images.shape[1]
     return InputSpace(mean=(0.0,) * channels, std=(1.0,) * channels)
-
-
-class _BatchChecks:
-    """What a batch must be, checked before anything runs on it."""
-
-    def __init__(self, *, refuse_singletons: bool) -> None:
-        self.refuse_singletons = refuse_singletons
-        self.shape: torch.Size | None = None
-
-    def checked(self, index: int, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        """Images and labels of the batch.
-
-        Raises:
-            UserError: It cannot be used; all that is wrong with it is said.
-        """
-        images, labels = batch if isinstance(batch, (tuple, list)) else (batch, None)
-        where = f"batch {index} (counted from 0)"
-        if (
-            not isinstance(images, Tensor)
-            or images.dim() != 4
-            or not images.is_floating_point()
-            or not images.numel()
-        ):
-            raise UserError(
-                f"{where} must be a floating-point tensor (N, C, H, W), got {_describe(images)}",
-                hint="for 8-bit images divide by 255",
-            )
-        if not bool(images.isfinite().all()):
-            raise UserError(
-                f"{where} is not finite (NaN or infinity); no statistics were changed",
-                hint="check how this batch's images were read",
-            )
-        self.shape = self.shape or images.shape
-        problems, hints = [], []
-        if images.shape != self.shape:
-            problems.append(f"has shape {tuple(images.shape)}, the first batch {tuple(self.shape)}")
-            hints.append("every batch counts the same, so leave a short last one out (drop_last=True)")
-        low, high = float(images.min()), float(images.max())
-        if low < 0 or high > 1:
-            problems.append(f"spans [{low:.3g}, {high:.3g}], pixels are in [0, 1]")
-            hints.append("give pixels, and mean and std as input_space")
-        if len(images) == 1 and self.refuse_singletons:
-            problems.append("is a single image, for which BatchNorm1d has no variance")
-            hints.append("use a larger batch")
-        elif low == high or (len(images) > 1 and bool((images == images[:1]).all())):
-            problems.append("is constant: its images do not differ, so its variance is 0")
-            hints.append("calibrate on real, different images")
-        if problems:
-            raise UserError(f"{where} " + "; it ".join(problems), hint="; ".join(hints))
-        return images, labels
-
-
-def _describe(value: object) -> str:
-    if isinstance(value, Tensor):
-        return f"{value.dtype} of shape {tuple(value.shape)}".replace("torch.", "")
-    return type(value).__name__

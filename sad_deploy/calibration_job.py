@@ -1,26 +1,26 @@
-"""The whole of ``sad-deploy calibrate`` after its preparation: images in, bundle and figures out."""
+"""The whole of ``sad-deploy calibrate`` after its preparation: images in, Φ1 and figures out."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
-from typing import Any
+import time
+from collections.abc import Iterator
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from sad_runtime.errors import UserError
-from sad_runtime.manifest import Defence, Manifest
 
-from .accuracy import CleanAccuracy, clean_accuracy
-from .calibrated import write_calibrated
-from .calibration import Batch, Calibration, CalibrationSettings, calibrate_each
+from .accuracy import CleanAccuracy, Comparison, clean_accuracy
+from .batch_checks import Batch
+from .calibration import Calibration, CalibrationSettings, calibrate_each
 from .classifier import SADClassifier, standardized
 from .data import CalibrationData, ImageSet, every_batch, training_batches
-from .eta import ETA_GRID, EtaChoice, choose_eta
+from .eta import SCOUTING, EtaChoice, choose_eta
+from .eta_grid import defended
 from .label_order import check_label_order
 from .preparation import Preparation
 from .progress import Report
@@ -36,7 +36,11 @@ LABELS_CHECKED = 512
 LARGE_DROP = 5.0
 """Points of clean accuracy whose loss deserves a loud warning."""
 
-_EVALUATION_BATCH = 128
+LEAST_TEST_IMAGES = 200
+"""With as many held-out images twice, one half chooses η and the other is reported on."""
+
+_EVALUATION_BATCH = 32
+"""Small, so that progress is seen while many η are measured."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,42 +51,52 @@ class Outcome:
         calibration: Φ1.
         choice: The sweep, if η was chosen.
         before: Clean accuracy of Φ0 alone.
-        after: Clean accuracy of the defended Φ1, on the same images.
-        split: Which images these are: ``test``, or ``held-out``, the ones η was chosen on.
-        data: The images.
+        first_pass: Of Φ1 alone, on the same images: recalibrated, without saliency.
+        after: Of the defended Φ1.
+        grey_levels: How far saliency moves a pixel of them on average, of 255 levels.
+        split: Which these are: ``test``, ``held-out`` or ``validation``.
+        chose: Whether η was chosen on these very images.
+        data: All images.
+        seconds: What calibration took, its measuring of η included.
     """
 
     calibration: Calibration
     choice: EtaChoice | None
     before: CleanAccuracy
-    after: CleanAccuracy
+    first_pass: Comparison
+    after: Comparison
+    grey_levels: float
     split: str
+    chose: bool
     data: CalibrationData
+    seconds: float
 
     @property
     def drop(self) -> float:
         """Clean accuracy lost, in points."""
-        return self.before.percent - self.after.percent
+        return self.after.drop
+
+    @property
+    def calibrated_images(self) -> int:
+        """Images that went through the calibration, repeated ones as often as they did."""
+        return self.calibration.batches * self.calibration.batch_size
 
 
-def run(
-    recipe: Recipe, preparation: Preparation, report: Report, *, grid: Sequence[float] = ETA_GRID
-) -> Outcome:
+def run(recipe: Recipe, preparation: Preparation, report: Report) -> Outcome:
     """Read the images, choose η if it is to be chosen, calibrate, and measure clean accuracy.
 
     Args:
         recipe: What was asked for.
         preparation: What :func:`~sad_deploy.preparation.prepare` made of it.
         report: Told of every batch.
-        grid: The η to sweep.
 
     Raises:
-        UserError: The images cannot be used.
+        UserError: The images cannot be used, or no η of the grid does anything.
     """
     data = preparation.data.load(
         preparation.preprocessing,
-        calibration=recipe.batches * recipe.batch_size,
-        held_out=HELD_OUT_IMAGES,
+        calibration=preparation.batches * recipe.batch_size,
+        held_out=HELD_OUT_IMAGES if recipe.eta is not None else 2 * HELD_OUT_IMAGES,
         seed=recipe.seed,
         decoded=functools.partial(report, "reading images"),
     )
@@ -90,41 +104,66 @@ def run(
         raise UserError(
             f"{data.name} has too few images to hold any out for measuring clean accuracy", hint="add images"
         )
-    _check_labels(preparation, data, report)
-    batches = training_batches(
-        data.calibration, batch_size=recipe.batch_size, batches=recipe.batches, seed=recipe.seed
-    )
-    settings = _settings(recipe, preparation)
-
-    def calibrated(done: int) -> None:
-        report("calibrating", done, recipe.batches)
-
-    choice: EtaChoice | None = None
+    own_test = data.test is not None
     if recipe.eta is None:
-        held_out = _reported(data.held_out, functools.partial(report, "choosing eta"))
-        choice = choose_eta(
-            preparation.model,
-            batches,
-            held_out,
-            settings,
-            grid=grid,
-            max_drop=recipe.max_drop,
-            progress=calibrated,
-        )  # fmt: skip
-        calibration = choice.calibration
-    else:
-        sweep = calibrate_each(preparation.model, batches, (recipe.eta,), settings, progress=calibrated)
-        calibration = sweep.calibration(recipe.eta)
+        data = data.with_test(LEAST_TEST_IMAGES, recipe.seed)
+    _check_labels(preparation, data, report)
+    start = time.monotonic()
+    choice = _chosen(recipe, preparation, data, report) if recipe.eta is None else None
+    calibration = choice.calibration if choice else _given(recipe, preparation, data, report)
+    seconds = time.monotonic() - start
+    images = data.held_out if data.test is None else data.test
+    split = "test" if own_test else "held-out" if data.validation is None else "validation"
+    chose = choice is not None and data.test is None
+    before, (first_pass, after), moved = _measured(preparation, calibration, images, report)
+    return Outcome(calibration, choice, before, first_pass, after, moved, split, chose, data, seconds)
 
-    defended = SADClassifier(
-        calibration.model, eta=calibration.eta, normalization=recipe.normalization, clip=settings.clip
+
+def _chosen(recipe: Recipe, preparation: Preparation, data: CalibrationData, report: Report) -> EtaChoice:
+    calibrated = 0
+    steps = math.ceil(len(data.held_out) / _EVALUATION_BATCH)
+
+    def batch_done(done: int) -> None:
+        nonlocal calibrated
+        calibrated = done
+        report("calibrating", done, preparation.batches)
+
+    def held_out_done(done: int) -> None:
+        if calibrated < preparation.batches:
+            report("trying eta", done, min(steps, math.ceil(SCOUTING / _EVALUATION_BATCH)))
+        else:
+            report("measuring eta", done, steps)
+
+    return choose_eta(
+        preparation.model,
+        _batches(recipe, preparation, data),
+        _Evaluation(data.held_out),
+        _settings(recipe, preparation),
+        grid=recipe.eta_grid,
+        max_drop=recipe.max_drop,
+        allow_drop=recipe.allow_drop,
+        progress=batch_done,
+        held_out_progress=held_out_done,
     )
-    images, split = (data.held_out, "held-out") if data.test is None else (data.test, "test")
-    measured = _reported(images, functools.partial(report, "measuring clean accuracy"))
-    before, (after,) = clean_accuracy(
-        preparation.model, lambda: (defended,), measured, preparation.input_space
+
+
+def _given(recipe: Recipe, preparation: Preparation, data: CalibrationData, report: Report) -> Calibration:
+    assert recipe.eta is not None
+
+    def done(count: int) -> None:
+        report("calibrating", count, preparation.batches)
+
+    batches, settings = _batches(recipe, preparation, data), _settings(recipe, preparation)
+    sweep = calibrate_each(preparation.model, batches, (recipe.eta,), settings, progress=done)
+    return sweep.calibration(recipe.eta)
+
+
+def _batches(
+    recipe: Recipe, preparation: Preparation, data: CalibrationData
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    return training_batches(
+        data.calibration, batch_size=recipe.batch_size, batches=preparation.batches, seed=recipe.seed
     )
-    return Outcome(calibration, choice, before, after, split, data)
 
 
 def _settings(recipe: Recipe, preparation: Preparation) -> CalibrationSettings:
@@ -136,6 +175,31 @@ def _settings(recipe: Recipe, preparation: Preparation) -> CalibrationSettings:
         momentum=recipe.momentum,
         seed=recipe.seed,
     )
+
+
+def _measured(
+    preparation: Preparation, calibration: Calibration, images: ImageSet, report: Report
+) -> tuple[CleanAccuracy, list[Comparison], float]:
+    settings, model = calibration.settings, calibration.model
+    classifier = SADClassifier(
+        model, eta=calibration.eta, normalization=settings.normalization, clip=settings.clip
+    )
+    moved: list[float] = []
+
+    def first_pass(x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return logits_of(model, x)
+
+    def second_pass(x: Tensor) -> Tensor:
+        logits, levels = defended(classifier, x, preparation.input_space)
+        moved.append(levels)
+        return logits
+
+    watched = _watched(images, functools.partial(report, "measuring clean accuracy"))
+    before, after = clean_accuracy(
+        preparation.model, lambda: (first_pass, second_pass), watched, preparation.input_space
+    )
+    return before, after, sum(moved) / len(moved)
 
 
 def _check_labels(preparation: Preparation, data: CalibrationData, report: Report) -> None:
@@ -150,7 +214,7 @@ def _check_labels(preparation: Preparation, data: CalibrationData, report: Repor
             continue
         left -= len(some)
         labels.append(some.labels)
-        for batch in _reported(some, functools.partial(report, "checking labels")):
+        for batch in _watched(some, functools.partial(report, "checking labels")):
             x = standardized(batch[0].to(device), preparation.input_space)
             with torch.no_grad(), evaluating(model):
                 predictions.append(logits_of(model, x).argmax(1).cpu().numpy())
@@ -158,85 +222,18 @@ def _check_labels(preparation: Preparation, data: CalibrationData, report: Repor
         check_label_order(np.concatenate(labels), np.concatenate(predictions), preparation.classes)
 
 
-def _reported(images: ImageSet, report: functools.partial[None]) -> Iterator[Batch]:
+class _Evaluation:
+    """Batches of images that can be gone over more than once."""
+
+    def __init__(self, images: ImageSet) -> None:
+        self.images = images
+
+    def __iter__(self) -> Iterator[Batch]:
+        yield from every_batch(self.images, batch_size=_EVALUATION_BATCH)
+
+
+def _watched(images: ImageSet, report: functools.partial[None]) -> Iterator[tuple[Tensor, Tensor | None]]:
     total = math.ceil(len(images) / _EVALUATION_BATCH)
-    batches: Iterable[Batch] = every_batch(images, batch_size=_EVALUATION_BATCH)
-    for done, batch in enumerate(batches, start=1):
+    for done, batch in enumerate(every_batch(images, batch_size=_EVALUATION_BATCH), start=1):
         yield batch
         report(done, total)
-
-
-def save(destination: Path, recipe: Recipe, preparation: Preparation, outcome: Outcome) -> None:
-    """Write the bundle, with as many held-out images for verification as the recipe says.
-
-    Raises:
-        UserError: It cannot be written; what was there is as it was.
-    """
-    manifest = Manifest(
-        model=preparation.source,
-        classes=preparation.classes,
-        preprocessing=preparation.preprocessing,
-        input_space=preparation.input_space,
-        defence=Defence(outcome.calibration.eta, recipe.normalization, recipe.clip),
-        calibration=provenance(recipe, preparation, outcome),
-    )
-    held_out = outcome.data.held_out
-    samples = ImageSet(
-        held_out.images[: recipe.samples],
-        None if held_out.labels is None else held_out.labels[: recipe.samples],
-    )
-    write_calibrated(destination, outcome.calibration.model, manifest, samples, base=preparation.model)
-
-
-def provenance(recipe: Recipe, preparation: Preparation, outcome: Outcome) -> dict[str, Any]:
-    """How the calibration came about and what it cost, as JSON values; figures with their images."""
-    data, attack = outcome.data, recipe.attack
-    described: dict[str, Any] = {"kind": attack.kind.value}
-    if attack.kind.bounded:
-        described |= {"norm": "Linf", "epsilon": attack.epsilon}
-    if attack.kind.iterative:
-        described |= {"steps": attack.steps, "step_size": attack.alpha, "random_start": attack.random_start}
-    return {
-        "algorithm": "paper" if recipe.paper else "default",
-        "data": {
-            "source": data.name,
-            "labelled": data.classes is not None,
-            "calibration_images": len(data.calibration),
-            "held_out_images": len(data.held_out),
-            "test_images": 0 if data.test is None else len(data.test),
-            "skipped_images": len(data.skipped),
-        },
-        "weights": dict(preparation.weights),
-        "attack": described,
-        "batches": outcome.calibration.batches,
-        "batch_size": outcome.calibration.batch_size,
-        "momentum": "cumulative" if recipe.momentum is None else recipe.momentum,
-        "seed": recipe.seed,
-        "statistics_shift": outcome.calibration.shift,
-        "unused_layers": list(outcome.calibration.unused_layers),
-        "clean_accuracy": {
-            "images": outcome.before.images,
-            "split": outcome.split,
-            "against": outcome.before.reference.value,
-            "before_percent": outcome.before.percent,
-            "after_percent": outcome.after.percent,
-        },
-        "eta": _eta(outcome.choice),
-        "torch": torch.__version__,
-        "device": next(preparation.model.parameters()).device.type,
-    }
-
-
-def _eta(choice: EtaChoice | None) -> dict[str, Any]:
-    if choice is None:
-        return {"chosen": "given"}
-    return {
-        "chosen": "sweep",
-        "max_drop_points": choice.max_drop,
-        "within_max_drop": choice.within_limit,
-        "split": "held-out",
-        "images": choice.plain.images,
-        "against": choice.plain.reference.value,
-        "before_percent": choice.plain.percent,
-        "rows": [{"eta": row.eta, "clean_percent": row.accuracy.percent} for row in choice.rows],
-    }

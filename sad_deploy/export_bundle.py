@@ -8,8 +8,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import nn
 
 from sad_export.graph.expression import Array
 from sad_export.job import GraphOptions, Made, write_and_build
@@ -28,14 +26,12 @@ from sad_runtime.verification import TOLERANCES, Verification
 from sad_runtime.verification.references import REFERENCES, write_references
 
 from .calibrated import load_calibrated, load_samples
-from .classifier import SADClassifier, standardized
 from .fold import fold_batchnorm
+from .in_memory import is_in_memory, kept_network, torch_reference
 from .to_onnx import to_onnx
 
 GRAPH_FILE = "model.onnx"
 """Name of the float32 graph; other precisions are put before the suffix: ``model.fp16.onnx``."""
-
-_REFERENCE_BATCH = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +66,26 @@ class Exported:
     graphs: tuple[ExportedGraph, ...]
     engine: EngineInfo | None
     removed: tuple[str, ...]
+
+
+def export(
+    bundle: Bundle | Path | str,
+    *,
+    options: GraphOptions = GraphOptions(),  # noqa: B008 -- frozen
+    engine: EngineRequest | None = None,
+) -> Exported:
+    """Write a bundle's two-pass graph, verified on its images, as ``sad-deploy export`` does.
+
+    Args:
+        bundle: Its folder, or what :meth:`sad_deploy.Calibration.save` returned.
+        options: The form of the graph: precision, target, convolution gradient.
+        engine: What to build with TensorRT, if anything.
+
+    Raises:
+        UserError: See :func:`export_bundle`; nothing was changed.
+    """
+    opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    return export_bundle(opened, options=options, engine=engine)
 
 
 def export_bundle(
@@ -189,10 +205,15 @@ class _Source:
         Raises:
             UserError: It has no sample images, or cannot be exported.
         """
-        images = sample_images(bundle)
-        model, manifest = load_calibrated(bundle)
-        status("exporting the folded network to ONNX")
-        network = to_onnx(fold_batchnorm(model), manifest.preprocessing.shape)
+        images, manifest = sample_images(bundle), bundle.manifest
+        if is_in_memory(bundle):
+            network, reference = kept_network(bundle)
+            images = images[: len(reference["logits"])]
+        else:
+            model, _ = load_calibrated(bundle)
+            status("exporting the folded network to ONNX")
+            network = to_onnx(fold_batchnorm(model), manifest.preprocessing.shape)
+            reference = torch_reference(model, manifest, images)
         forward = load_classifier(network, Reading(least_opset=least_opset))
         if forward.form.has_tail:
             # PyTorch's reference has no other end than what the network returns.
@@ -200,7 +221,7 @@ class _Source:
                 f"the bundle's network does not return logits: {forward.notices[-1]}",
                 hint="calibrate it again",
             )
-        return cls(forward, manifest, images, torch_reference(model, manifest, images), status)
+        return cls(forward, manifest, images, reference, status)
 
     def write(self, draft: Draft, form: GraphOptions, wanted: _WantedEngine | None) -> Made[ExportedGraph]:
         """One graph, and an engine of it if one is wanted.
@@ -270,16 +291,3 @@ def sample_images(bundle: Bundle) -> Array:
         )
     images: Array = samples.images.astype(np.float32) / np.float32(255)
     return images
-
-
-def torch_reference(model: nn.Module, manifest: Manifest, images: Array) -> dict[str, Array]:
-    """What PyTorch's unfolded Φ1 says of the images: ``logits``, ``saliency``, ``plain_logits``."""
-    defence, space = manifest.defence, manifest.input_space
-    classifier = SADClassifier(
-        model, eta=defence.eta, normalization=defence.normalization, clip=defence.bounds(space)
-    )
-    parts = [
-        classifier.defend(standardized(torch.from_numpy(images[i : i + _REFERENCE_BATCH]), space))._asdict()
-        for i in range(0, len(images), _REFERENCE_BATCH)
-    ]
-    return {name: np.concatenate([part[name].numpy() for part in parts]) for name in parts[0]}

@@ -24,6 +24,9 @@ Labels = npt.NDArray[np.int64]
 _IMAGES = 20
 """Fewer say nothing about chance."""
 
+_ONE_OF_20 = 1.645
+"""Standard deviations of a normal distribution."""
+
 _OF_ONE_CLASS = 3
 _MOVED_IMAGES = 8
 _MOVED_SHARE = 0.02
@@ -98,9 +101,9 @@ def find_permutation(labels: Labels, predictions: Labels) -> Mapping[int, int]:
 
 
 def _by_chance(images: int, classes: int) -> float:
-    """Right predictions that guessing gives, and one standard deviation more."""
+    """Right predictions that guessing gives, or that it exceeds in 1 of 20 trials only."""
     p = 1 / classes
-    return images * p + math.sqrt(images * p * (1 - p))
+    return images * p + _ONE_OF_20 * math.sqrt(images * p * (1 - p))
 
 
 def _advice(moved: Mapping[int, int], classes: Sequence[str]) -> str:

@@ -12,39 +12,33 @@ from torch import Tensor, nn
 
 from sad_runtime.class_names import read_class_names
 from sad_runtime.errors import UserError
-from sad_runtime.manifest import Color, InputSpace, ModelSource, Preprocessing
+from sad_runtime.manifest import InputSpace, ModelSource, Preprocessing
 
 from .batchnorm import batchnorm_layers
 from .calibrated import check_rebuilds
 from .checkpoints import Checkpoint, load_weights, read_checkpoint
 from .classifier import standardized
-from .data import DataSource, find_data
-from .data.cifar import SIDE as CIFAR_SIDE
+from .data import DataSource, WithValidation, find_data, with_validation
+from .data.class_folders import validation_beside
 from .data.digits import CLASSES as DIGITS_CLASSES
-from .data.digits import PREPROCESSING as DIGITS_PREPROCESSING
 from .data.folder import FolderSource
 from .data.image_set import check_enough
-from .models import build_model, cifar, digits
+from .models import build_model, digits
 from .models.plain import fix_weights
 from .models.pretrained import Pretrained, find_pretrained, weight_names
 from .models.sources import (
     DIGITS,
     check_model_name,
     classes_in,
-    is_cifar,
     is_factory,
     takes_num_classes,
     training_only_prefixes,
 )
+from .network_input import network_input
 from .probabilities import refuse_probabilities, trial_images
-from .recipe import Recipe
+from .recipe import BATCHES, Recipe
 from .saliency import logits_of
 
-_IMAGENET = InputSpace(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-_IMAGENET_SIDE = 224
-_IMAGENET_RESIZE = 256 / 224
-_INCEPTION_SIDE = 299
-_SMALLEST_PHOTO = 128
 _SAME = (
     "the data's class folders must be the classes the network was trained on; --classes FILE names them all "
     "where some have no image"
@@ -62,8 +56,10 @@ class Preparation:
         preprocessing: Image to pixels.
         input_space: Pixels to network input.
         data: The images, found but not read.
+        batches: To calibrate on.
         weights: Where the weights came from, for the manifest.
         notes: What was chosen or left out on the user's behalf; sentences.
+        assumed: Whether nothing but options said what images the network sees.
     """
 
     model: nn.Module
@@ -72,8 +68,10 @@ class Preparation:
     preprocessing: Preprocessing
     input_space: InputSpace
     data: DataSource
+    batches: int
     weights: Mapping[str, str]
     notes: tuple[str, ...] = ()
+    assumed: bool = True
 
 
 def prepare(recipe: Recipe) -> Preparation:
@@ -86,20 +84,21 @@ def prepare(recipe: Recipe) -> Preparation:
     check_model_name(recipe.model)
     given = read_class_names(Path(recipe.classes).expanduser()) if recipe.classes else None
     data = find_data(recipe.data, classes=given)
+    if recipe.val_data is not None:
+        data = with_validation(data, recipe.val_data)
     check_enough(data.available, recipe.batch_size)
     pretrained, file = _find_weights(recipe)
     checkpoint = _checkpoint(recipe, file)
     state = None if checkpoint is None else checkpoint.state
-    if given is None and pretrained is not None and isinstance(data, FolderSource):
+    if given is None and pretrained is not None and isinstance(data, FolderSource | WithValidation):
         data = _in_published_order(data, pretrained)
     classes = given or _classes(recipe, data, pretrained, state)
     num_classes = len(classes) if classes else 0
-    preprocessing = _preprocessing(recipe, data, pretrained)
+    model = build_model(recipe.model, num_classes)
+    seen = network_input(recipe, data, pretrained, model, file)
+    preprocessing, input_space = seen.preprocessing, seen.space
     if recipe.exif_orientation is not None:
         preprocessing = dataclasses.replace(preprocessing, exif_orientation=recipe.exif_orientation)
-    input_space = _input_space(recipe, data, pretrained, preprocessing)
-
-    model = build_model(recipe.model, num_classes)
     width = _try_out(model, preprocessing)
     batchnorm_layers(model)
     if classes is not None and width != num_classes:
@@ -109,7 +108,9 @@ def prepare(recipe: Recipe) -> Preparation:
             hint=_SAME,
         )
     weights, state = _weights(recipe, pretrained, file, state)
-    notes = data.left_out
+    notes = data.left_out + _measured_on(data)
+    if seen.source is not None:
+        notes += (f"what images the network sees is read from {seen.source}",)
     if checkpoint is not None:
         notes += checkpoint.notes(recipe.weights or "")
     if state is not None:
@@ -129,8 +130,10 @@ def prepare(recipe: Recipe) -> Preparation:
         preprocessing=preprocessing,
         input_space=input_space,
         data=data,
+        batches=recipe.batches or min(BATCHES, data.available // recipe.batch_size),
         weights=weights,
         notes=notes,
+        assumed=seen.source is None and pretrained is None,
     )
 
 
@@ -142,7 +145,21 @@ def _checkpoint(recipe: Recipe, file: Path | None) -> Checkpoint | None:
     return None
 
 
-def _in_published_order(data: FolderSource, pretrained: Pretrained) -> FolderSource:
+def _measured_on(data: DataSource) -> tuple[str, ...]:
+    """Which images will decide, where the network may have been trained on them; a sentence."""
+    if not isinstance(data, FolderSource):
+        return ()
+    beside = validation_beside(Path(data.name).expanduser())
+    which = f", for example --val-data {beside}, which lies beside it" if beside else ""
+    return (
+        f"a fifth of {data.name} is held out to choose eta and measure accuracy; if the network was trained "
+        f"on these images, the figures are too good: --val-data takes others{which}",
+    )
+
+
+def _in_published_order(
+    data: FolderSource | WithValidation, pretrained: Pretrained
+) -> FolderSource | WithValidation:
     """Folders named as published classes are labelled by name, whatever they sort like."""
     if data.classes is None or not set(data.classes) <= set(pretrained.classes):
         return data
@@ -223,56 +240,6 @@ def _classes(
         "of classes",
         hint="give --data one subfolder a class",
     )
-
-
-def _preprocessing(recipe: Recipe, data: DataSource, pretrained: Pretrained | None) -> Preprocessing:
-    side = recipe.image_size
-    if data.preprocessing is not None:
-        if side is not None and data.preprocessing.crop != (side, side):
-            height, width = data.preprocessing.crop
-            raise UserError(
-                f"--image-size {side}: {recipe.data} has images of {height}×{width}",
-                hint="leave --image-size out",
-            )
-        return data.preprocessing
-    if pretrained is not None:
-        known = pretrained.preprocessing
-        if side is None or not isinstance(known.resize, int):
-            return known
-        resize = round(known.resize * side / known.crop[0])
-        return dataclasses.replace(known, resize=resize, crop=(side, side))
-    if recipe.model == DIGITS:
-        side = side or DIGITS_PREPROCESSING.crop[0]
-        return Preprocessing(color=Color.GRAY, resize=(side, side), crop=(side, side))
-    if is_cifar(recipe.model):
-        side = side or CIFAR_SIDE
-        return Preprocessing(color=Color.RGB, resize=side, crop=(side, side))
-    side = side or (_INCEPTION_SIDE if recipe.model == "inception_v3" else _IMAGENET_SIDE)
-    grey = recipe.input_space is not None and len(recipe.input_space[0]) == 1
-    # The border is cut off photographs, not off small images that were made that size.
-    resize = round(side * _IMAGENET_RESIZE) if side >= _SMALLEST_PHOTO else side
-    return Preprocessing(color=Color.GRAY if grey else Color.RGB, resize=resize, crop=(side, side))
-
-
-def _input_space(
-    recipe: Recipe, data: DataSource, pretrained: Pretrained | None, preprocessing: Preprocessing
-) -> InputSpace:
-    channels = preprocessing.color.channels
-    if recipe.input_space is not None:
-        mean, std = recipe.input_space
-        if len(mean) != channels:
-            raise UserError(
-                f"--mean and --std have {len(mean)} values, the images {channels} channels",
-                hint="give one value a channel",
-            )
-        return InputSpace(mean, std)
-    if pretrained is not None:
-        return pretrained.input_space
-    if channels == 1:
-        return InputSpace(digits.MEAN, digits.STD)
-    if is_cifar(recipe.model) or data.preprocessing is not None:
-        return InputSpace(cifar.MEAN, cifar.STD)
-    return _IMAGENET
 
 
 def _try_out(model: nn.Module, preprocessing: Preprocessing) -> int:

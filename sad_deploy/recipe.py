@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from sad_runtime.choices import Normalization
 from sad_runtime.errors import UserError
-from sad_runtime.manifest import ExifOrientation
+from sad_runtime.manifest import ExifOrientation, Interpolation
 
 from .attack_config import Attack, AttackKind
 
@@ -17,7 +17,11 @@ MAX_DROP = 2.0
 """Points of clean accuracy that a swept η may cost."""
 
 BATCHES = 32
-"""Measured: cumulative statistics are within 0.05 of converged ones after 24 batches of 128."""
+"""At most, by default: cumulative statistics are within 0.05 of converged ones after 24 batches of 128.
+
+One pass is enough where the images are fewer: later passes over the digits (9 batches) move the statistics by
+less than another seed does (benchmarks/calibration_passes.py).
+"""
 
 BATCH_SIZE = 128
 SAMPLES = 64
@@ -36,18 +40,24 @@ class Options:
     model: str | None = None
     weights: str | None = None
     data: str | None = None
+    val_data: str | None = None
     classes: str | None = None
     weights_key: str | None = None
     eta: str | None = None
     max_drop: float | None = None
+    allow_drop: bool = False
+    eta_grid: str | None = None
     normalization: Normalization | None = None
     clip: bool | None = None
     attack: AttackKind | None = None
     epsilon: str | None = None
     steps: int | None = None
-    batches: int = BATCHES
+    batches: int | None = None
     batch_size: int = BATCH_SIZE
     image_size: int | None = None
+    resize: int | None = None
+    crop_pct: float | None = None
+    interpolation: Interpolation | None = None
     mean: str | None = None
     std: str | None = None
     seed: int = 0
@@ -65,17 +75,23 @@ class Recipe:
         model: Model name.
         weights: File or published name; None for the embedded default and factories that bring their own.
         data: Data source.
+        val_data: Folder of other images to choose η on and to measure accuracy on, or None.
         classes: File of class names in the order of the network's outputs; None for the data's own order.
         weights_key: Which of several state dicts in the file of weights; None for the usual one.
         eta: η, or None to sweep.
         max_drop: Limit of the sweep, in points.
+        allow_drop: Whether the least harmful η is taken where none keeps the limit.
+        eta_grid: The η to sweep; None for a grid that follows the network.
         normalization: Of S.
         clip: Whether x + ηS is clipped to the pixel range.
         attack: The adversarial samples.
         momentum: None for cumulative statistics, else the weight of a batch.
-        batches: To calibrate on.
+        batches: To calibrate on; None for one pass over the images, at most :data:`BATCHES`.
         batch_size: Images a batch.
         image_size: Side of the network's square input, or None for the model's usual one.
+        resize: Shorter side of an image before the crop, if given.
+        crop_pct: Side of the network's input / shorter side of the image before the crop, if given.
+        interpolation: Filter of the resize, if given.
         input_space: (mean, std) if given.
         seed: Of the choice and order of images and of the attack.
         device: ``auto``, ``cpu`` or ``cuda``.
@@ -87,17 +103,23 @@ class Recipe:
     model: str
     weights: str | None
     data: str
+    val_data: str | None
     classes: str | None
     weights_key: str | None
     eta: float | None
     max_drop: float
+    allow_drop: bool
+    eta_grid: tuple[float, ...] | None
     normalization: Normalization
     clip: bool
     attack: Attack
     momentum: float | None
-    batches: int
+    batches: int | None
     batch_size: int
     image_size: int | None
+    resize: int | None
+    crop_pct: float | None
+    interpolation: Interpolation | None
     input_space: tuple[tuple[float, ...], tuple[float, ...]] | None
     seed: int
     device: str
@@ -115,6 +137,7 @@ def resolve(options: Options) -> Recipe:
     problems: list[str] = []
     eta = _read_eta(options.eta, problems)
     epsilon = _read_number("--epsilon", options.epsilon, problems)
+    grid = _read_grid(options.eta_grid, problems)
     mean, std = (
         _read_channels(name, text, problems)
         for name, text in (("--mean", options.mean), ("--std", options.std))
@@ -141,17 +164,23 @@ def resolve(options: Options) -> Recipe:
         model=model,
         weights=options.weights,
         data=options.data or DEFAULT_DATA,
+        val_data=options.val_data,
         classes=options.classes,
         weights_key=options.weights_key,
         eta=PAPER_ETA if options.paper else eta,
         max_drop=MAX_DROP if options.max_drop is None else options.max_drop,
+        allow_drop=options.allow_drop,
+        eta_grid=grid,
         normalization=options.normalization or Normalization.NONE,
         clip=bool(options.clip),
         attack=attack,
         momentum=PAPER_MOMENTUM if options.paper else None,
-        batches=options.batches,
+        batches=BATCHES if options.paper and options.batches is None else options.batches,
         batch_size=options.batch_size,
         image_size=options.image_size,
+        resize=options.resize,
+        crop_pct=options.crop_pct,
+        interpolation=options.interpolation,
         input_space=(mean, std) if mean and std else None,
         seed=options.seed,
         device=options.device,
@@ -173,10 +202,20 @@ def _contradictions(
         yield f"--steps does not apply to --attack {attack.value}"
     if options.epsilon is not None and not attack.bounded:
         yield f"--epsilon does not apply to --attack {attack.value}"
-    if options.max_drop is not None and (eta is not None or options.paper):
-        yield "--max-drop limits the sweep of --eta auto, which a fixed eta does without"
+    if eta is not None or options.paper:
+        for name, is_given in (
+            ("--max-drop", options.max_drop is not None),
+            ("--allow-drop", options.allow_drop),
+            ("--eta-grid", options.eta_grid is not None),
+        ):
+            if is_given:
+                yield f"{name} is for the sweep of --eta auto, which a fixed eta does without"
     if options.device not in DEVICES:
         yield f"--device must be one of {', '.join(DEVICES)}, got {options.device!r}"
+    if options.resize is not None and options.crop_pct is not None:
+        yield "--resize and --crop-pct say the same thing"
+    if options.crop_pct is not None and not 0 < options.crop_pct <= 1:
+        yield f"--crop-pct is within (0, 1], got {options.crop_pct:g}"
     if (options.mean is None) != (options.std is None):
         yield "--mean and --std go together"
     if mean is not None and std is not None and len(mean) != len(std):
@@ -198,6 +237,20 @@ def _contradictions(
 def _read_eta(text: str | None, problems: list[str]) -> float | None:
     """η, or None for the sweep."""
     return None if text is None or text == _AUTO else _read_number("--eta", text, problems, also=_AUTO)
+
+
+def _read_grid(text: str | None, problems: list[str]) -> tuple[float, ...] | None:
+    """Some η separated by commas, at least one above 0."""
+    if text is None:
+        return None
+    try:
+        values = tuple(sorted({float(part) for part in text.split(",")}))
+    except ValueError:
+        values = ()
+    if not values or not 0 <= values[0] <= values[-1] < float("inf") or values[-1] == 0:
+        problems.append(f"--eta-grid takes values of at least 0 separated by commas, got {text!r}")
+        return None
+    return values
 
 
 def _read_number(
@@ -227,6 +280,11 @@ def _read_channels(name: str, text: str | None, problems: list[str]) -> tuple[fl
     except ValueError:
         values = ()
     if len(values) not in (1, 3):
-        problems.append(f"{name} takes one value (grey) or three (RGB) separated by commas, got {text!r}")
+        problems.append(f"{name} takes one value or three (RGB) separated by commas, got {text!r}")
+        return None
+    if not all(0 <= value <= 1 for value in values) or (name == "--std" and 0 in values):
+        least = "above 0" if name == "--std" else "at least 0"
+        advice = ": divide by 255" if max(values) > 1 else ""
+        problems.append(f"{name} is in pixels of [0, 1], {least} and at most 1, got {text}{advice}")
         return None
     return values

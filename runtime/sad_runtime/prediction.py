@@ -18,7 +18,7 @@ class Prediction:
     Attributes:
         logits: (N, K), of the second pass: Φ1(x + η·S1(x)).
         saliency: (N, C, H, W), S1(x) unnormalised, in the network's input space; ``None`` if not asked for.
-        plain_logits: (N, K), of the first pass, without the defence; ``None`` if not asked for.
+        plain_logits: (N, K), of the first pass, recalibrated; ``None`` if not asked for.
     """
 
     logits: npt.NDArray[np.float32]

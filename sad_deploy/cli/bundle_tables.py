@@ -59,11 +59,15 @@ def _accuracy(calibration: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield from _flattened({"clean accuracy": measured})
         return
     before, after = measured["before_percent"], measured["after_percent"]
+    low, high = measured.get("drop_95_percent_interval", (None, None))
+    sure = "" if low is None else f", with 95 % confidence {-high:+.1f} to {-low:+.1f}"
     yield (
         "clean accuracy",
-        f"{before:.2f} % before, {after:.2f} % with the defence ({after - before:+.2f} points; "
+        f"{before:.2f} % before, {after:.2f} % with the defence ({after - before:+.2f} points{sure}; "
         f"{measured['images']} {measured['split']} images, against {measured['against']})",
     )
+    if "first_pass_percent" in measured:
+        yield "first pass, recalibrated", f"{measured['first_pass_percent']:.2f} %"
 
 
 def _calibration(calibration: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -84,9 +88,13 @@ def sweep(manifest: Manifest) -> Table | None:
     rows = [
         (
             f"{row['eta']:g}",
+            f"{row['grey_levels']:.2g} of 255" if row.get("grey_levels") else "",
             f"{row['clean_percent']:.2f}",
-            f"{row['clean_percent'] - eta['before_percent']:+.2f}",
-            "chosen" if row["eta"] == manifest.defence.eta else "",
+            # A row that was given up early has other images than the rest.
+            f"{-row.get('drop_points', eta['before_percent'] - row['clean_percent']):+.2f}",
+            "chosen"
+            if row["eta"] == manifest.defence.eta
+            else ("recalibration alone" if row["eta"] == 0 else ""),
         )
         for row in eta["rows"]
     ]
@@ -95,7 +103,7 @@ def sweep(manifest: Manifest) -> Table | None:
         f"{eta['max_drop_points']:g} points of {eta['before_percent']:.2f} %"
         + ("" if eta["within_max_drop"] else "; none was, so the least harmful")
     )
-    return _table(title, ("η", "clean %", "points", ""), rows)
+    return _table(title, ("η", "moves a pixel by", "clean %", "points", ""), rows)
 
 
 def graphs(manifest: Manifest) -> Iterator[Table | str]:

@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 
 from sad_deploy.attack_config import AttackKind
-from sad_deploy.recipe import BATCH_SIZE, BATCHES, SAMPLES, Options
+from sad_deploy.recipe import BATCH_SIZE, SAMPLES, Options
 from sad_runtime.choices import Normalization
-from sad_runtime.manifest import ExifOrientation
+from sad_runtime.manifest import ExifOrientation, Interpolation
 
 _NETWORK = "Network"
 _DATA = "Data"
@@ -68,10 +68,35 @@ class CalibrateOptions:
             rich_help_panel=_NETWORK,
         ),
     ] = None
+    resize: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Shorter side of an image before the network's input is cut out of its middle.",
+            show_default="the model's usual one",
+            rich_help_panel=_NETWORK,
+        ),
+    ] = None
+    crop_pct: Annotated[
+        float | None,
+        typer.Option(
+            metavar="X",
+            help="Instead of --resize: the input's side as a part of it, as timm says it.",
+            show_default="the model's usual one",
+            rich_help_panel=_NETWORK,
+        ),
+    ] = None
+    interpolation: Annotated[
+        Interpolation | None,
+        typer.Option(
+            help="Filter of the resize.", show_default="the model's usual one", rich_help_panel=_NETWORK
+        ),
+    ] = None
     mean: Annotated[
         str | None,
         typer.Option(
-            help="Per channel, separated by commas.",
+            help="Per channel, in pixels of [0, 1], separated by commas; one value is for all.",
             show_default="the model's usual one",
             metavar="X,X,X",
             rich_help_panel=_NETWORK,
@@ -80,7 +105,7 @@ class CalibrateOptions:
     std: Annotated[
         str | None,
         typer.Option(
-            help="Per channel, separated by commas.",
+            help="Per channel, in pixels of [0, 1], separated by commas; one value is for all.",
             show_default="the model's usual one",
             metavar="X,X,X",
             rich_help_panel=_NETWORK,
@@ -104,6 +129,15 @@ class CalibrateOptions:
             rich_help_panel=_DATA,
         ),
     ] = None
+    val_data: Annotated[
+        str | None,
+        typer.Option(
+            help="A folder of other images, to choose eta and measure accuracy on.",
+            show_default="a fifth of --data, or its own test images",
+            metavar="DIR",
+            rich_help_panel=_DATA,
+        ),
+    ] = None
     samples: Annotated[
         int,
         typer.Option(
@@ -123,8 +157,25 @@ class CalibrateOptions:
         float | None,
         typer.Option(
             min=0,
-            help="Points of clean accuracy that --eta auto may cost.",
+            help="Points of clean accuracy that --eta auto may cost; if no eta keeps it, nothing is written.",
             show_default="2.0",
+            rich_help_panel=_DEFENCE,
+        ),
+    ] = None
+    allow_drop: Annotated[
+        bool,
+        typer.Option(
+            "--allow-drop",
+            help="Take the least harmful eta where none keeps --max-drop.",
+            rich_help_panel=_DEFENCE,
+        ),
+    ] = False
+    eta_grid: Annotated[
+        str | None,
+        typer.Option(
+            metavar="X,X,X",
+            help="The eta that --eta auto tries.",
+            show_default="from what moves no pixel to what breaks everything",
             rich_help_panel=_DEFENCE,
         ),
     ] = None
@@ -162,8 +213,14 @@ class CalibrateOptions:
         int | None, typer.Option(min=1, help="Steps of PGD.", show_default="10", rich_help_panel=_ATTACK)
     ] = None
     batches: Annotated[
-        int, typer.Option(min=2, help="Batches to calibrate on.", rich_help_panel=_CALIBRATION)
-    ] = BATCHES
+        int | None,
+        typer.Option(
+            min=2,
+            help="Batches to calibrate on.",
+            show_default="one pass over the images, at most 32",
+            rich_help_panel=_CALIBRATION,
+        ),
+    ] = None
     batch_size: Annotated[
         int,
         typer.Option(min=2, help="Images a batch; fewer than 128 is noisy.", rich_help_panel=_CALIBRATION),

@@ -1,49 +1,22 @@
-"""What ``sad-deploy calibrate`` prints: its progress, what it was given, what came of it, and advice."""
+"""What ``sad-deploy calibrate`` prints: what it was given, what came of it, and advice."""
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from sad_runtime.choices import Normalization
 
-from .console import is_quiet, print_hint, print_note, print_result, print_status, print_warning
+from .console import print_hint, print_note, print_result, print_status, print_warning
+from .progress import duration
 
 if TYPE_CHECKING:
     from sad_deploy.calibration_job import Outcome
-    from sad_deploy.eta import EtaChoice
+    from sad_deploy.eta import EtaChoice, EtaRow
     from sad_deploy.preparation import Preparation
-    from sad_deploy.progress import Report
     from sad_deploy.recipe import Recipe
 
 _SHOWN_FILES = 3
-
-
-@contextlib.contextmanager
-def progress_bars() -> Iterator[Report]:
-    """One bar a stage on stderr."""
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TaskID,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    from .console import stderr
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=stderr, disable=is_quiet()) as bars:
-        tasks: dict[str, TaskID] = {}
-
-        def report(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=total)
-            bars.update(tasks[stage], completed=done)
-
-        yield report
 
 
 def print_input(recipe: Recipe, preparation: Preparation) -> None:
@@ -56,23 +29,24 @@ def print_input(recipe: Recipe, preparation: Preparation) -> None:
     )
     for note in preparation.notes:
         print_note(note)
-    _warn_of_guesses(recipe)
+    _warn_of_guesses(recipe, assumed=preparation.assumed)
 
 
-def _warn_of_guesses(recipe: Recipe) -> None:
+def _warn_of_guesses(recipe: Recipe, *, assumed: bool) -> None:
     """A model of the user's own may expect anything: say what was assumed."""
     if ":" not in recipe.model:
         return
     if recipe.weights is None:
         print_warning(f"no --weights: {recipe.model} is calibrated with the weights that it came with")
-    assumed = [
+    missing = [
         option
         for option, given in (("--image-size", recipe.image_size), ("--mean and --std", recipe.input_space))
         if given is None
     ]
-    if assumed:
-        missing = " and no ".join(assumed)
-        print_warning(f"no {missing}: the values above are assumed; give those it was trained with")
+    if assumed and missing:
+        print_warning(
+            f"no {' and no '.join(missing)}: the values above are assumed; give those it was trained with"
+        )
 
 
 def _numbers(values: tuple[float, ...]) -> str:
@@ -89,6 +63,7 @@ def print_outcome(recipe: Recipe, outcome: Outcome, *, figures: bool) -> None:
     """
     if skipped := outcome.data.skipped:
         print_warning(f"{len(skipped)} unusable images skipped: {'; '.join(skipped[:_SHOWN_FILES])}")
+    print_status(_images_used(outcome))
     if figures:
         if outcome.choice is not None:
             _print_sweep(outcome.choice)
@@ -96,51 +71,127 @@ def print_outcome(recipe: Recipe, outcome: Outcome, *, figures: bool) -> None:
     _warn_of_drop(recipe, outcome)
 
 
+def _images_used(outcome: Outcome) -> str:
+    """Which images did what."""
+    data = outcome.data
+    others = data.validation or data.name
+    said = [f"{len(data.calibration):,} of {data.name} calibrated"]
+    if outcome.choice is not None:
+        chose = "chose eta and measured accuracy" if outcome.chose else "chose eta"
+        said.append(f"{len(data.held_out):,} others of {others} {chose}")
+    if not outcome.chose:
+        said.append(f"{outcome.before.images:,} others of {others} measured accuracy")
+    return "images: " + "; ".join(said)
+
+
 def _print_sweep(choice: EtaChoice) -> None:
     from rich.table import Table
 
     plain = choice.plain
-    print_result(f"clean accuracy by eta ({plain.images} held-out images, against {plain.reference.value})")
+    print_result(
+        f"clean accuracy by eta ({plain.images} held-out images, against {plain.reference.value}), "
+        "with 95 % intervals"
+    )
     table = Table()
-    table.add_column("eta", justify="right")
-    table.add_column("clean %", justify="right")
-    table.add_column("drop", justify="right")
+    for title in ("eta", "moves a pixel by", "clean %", "", "drop", ""):
+        table.add_column(title, justify="right")
     table.add_column("")
+    table.add_row("undefended", "", f"{plain.percent:.2f}", _interval(plain.interval), "", "", "")
     for row in choice.rows:
-        chosen = "chosen" if row.eta == choice.calibration.eta else ""
-        table.add_row(f"{row.eta:g}", f"{row.accuracy.percent:.2f}", f"{row.drop:+.2f}", chosen)
+        table.add_row(
+            f"{row.eta:g}",
+            f"{row.grey_levels:.2g} of 255" if row.eta else "",
+            f"{row.accuracy.percent:.2f}",
+            _interval(row.accuracy.interval),
+            f"{row.drop:+.2f}",
+            _interval(row.comparison.interval, "+"),
+            _remark(row, choice),
+        )
     print_result(table)
+    early = next((row for row in choice.rows if row.batches < choice.chosen.batches), None)
+    if early is not None:
+        print_result(f"early: given up after {early.batches} batches, by {early.accuracy.images} images")
+
+
+def _remark(row: EtaRow, choice: EtaChoice) -> str:
+    if row.eta == choice.calibration.eta:
+        return "chosen" if choice.within_limit else "least harmful"
+    if row.eta == 0:
+        return "recalibration alone"
+    if row.batches < choice.chosen.batches:
+        return "early"
+    return ""
+
+
+def _interval(ends: tuple[float, float], sign: str = "") -> str:
+    low, high = ends
+    return f"{low:{sign}.1f} … {high:{sign}.1f}"
 
 
 def _print_accuracy(outcome: Outcome) -> None:
-    before, after = outcome.before, outcome.after
+    before, first, after = outcome.before, outcome.first_pass.accuracy, outcome.after.accuracy
     print_result(
         f"clean accuracy: {before.percent:.2f} % before, {after.percent:.2f} % after, "
         f"with eta {outcome.calibration.eta:g} "
         f"({before.images} {outcome.split} images, against {before.reference.value})"
     )
+    low, high = outcome.after.interval
+    print_result(
+        f"the drop of {outcome.drop:.2f} points is {low:.1f} to {high:.1f} with 95 % confidence; "
+        f"the first pass, recalibrated, has {first.percent:.2f} %"
+        + ("; these images chose eta too, so that the drop is a little too small" if outcome.chose else "")
+    )
+    rate = outcome.calibrated_images / max(outcome.seconds, 1e-9)
+    print_status(
+        f"calibrated on {outcome.calibrated_images:,} images in {duration(outcome.seconds)}, "
+        f"{rate:.0f} images/s"
+    )
 
 
 def _warn_of_drop(recipe: Recipe, outcome: Outcome) -> None:
     from sad_deploy.calibration_job import LARGE_DROP
+    from sad_deploy.eta_advice import advice
+    from sad_deploy.eta_grid import MOVES_NOTHING
 
     choice = outcome.choice
-    if choice is not None and choice.within_limit and choice.calibration.eta == choice.rows[-1].eta:
-        print_warning(f"eta {choice.rows[-1].eta:g} ends the sweep; a larger --eta may cost little too")
     if choice is not None and not choice.within_limit:
-        print_warning(
-            f"no eta of the sweep costs at most {choice.max_drop:g} points; the least harmful was taken"
-        )
-    if outcome.drop > LARGE_DROP:
-        print_warning(f"the defence costs {outcome.drop:.1f} points of clean accuracy")
-    elif choice is None or choice.within_limit:
+        if recipe.allow_drop:
+            print_warning(
+                f"no eta costs at most {choice.max_drop:g} points; the least harmful was taken "
+                "as --allow-drop says"
+            )
+            print_hint("; ".join(advice(choice)[:-1]))
         return
-    advice = [
-        "--eta auto" + (" without --paper" if recipe.paper else "") if recipe.eta is not None else "",
-        f"a smaller --eta than {outcome.calibration.eta:g}",
-        "" if recipe.normalization is Normalization.RMS else "--normalization rms",
-        "--clip" if not recipe.clip else "",
-        "more --batches",
-        "and check --mean, --std and --weights" if outcome.before.percent < 50 else "",
-    ]
-    print_hint("try " + ", ".join(filter(None, advice)))
+    if choice is not None and choice.calibration.eta == choice.rows[-1].eta:
+        print_warning(f"eta {choice.rows[-1].eta:g} ends the sweep; a larger --eta may cost little too")
+    eta = outcome.calibration.eta
+    if choice is None and eta > 0 and outcome.grey_levels < MOVES_NOTHING:
+        print_warning(
+            f"eta {eta:g} moves a pixel by {outcome.grey_levels:.2g} of 255 grey levels on average: "
+            "saliency does nothing here"
+        )
+        print_hint("--eta auto tries values that follow the network; or --normalization rms")
+    over = choice is not None and outcome.drop > choice.max_drop
+    if over or outcome.drop > LARGE_DROP:
+        where = ", more than --max-drop, on images that did not choose eta" if over else ""
+        print_warning(f"the defence costs {outcome.drop:.1f} points of clean accuracy{where}")
+        print_hint("try " + ", ".join(filter(None, _gentler(recipe, outcome))))
+
+
+def _gentler(recipe: Recipe, outcome: Outcome) -> Iterator[str]:
+    """What may cost less than a fixed η did."""
+    eta = outcome.calibration.eta
+    if eta > 0:
+        if recipe.eta is not None:
+            yield "--eta auto" + (" without --paper" if recipe.paper else "")
+            yield f"a smaller --eta than {eta:g}"
+        else:
+            yield "a smaller --max-drop"
+        yield "" if recipe.normalization is Normalization.RMS else "--normalization rms"
+        yield "" if recipe.clip else "--clip"
+        yield "more --batches"
+    else:  # recalibration alone costs it
+        yield f"another --attack than {recipe.attack.kind}"
+        yield "fewer or more --batches"
+    if outcome.before.percent < 50:
+        yield "and check --mean, --std and --weights"

@@ -49,6 +49,10 @@ class CifarSource:
         """Images of the training file, the same in both datasets."""
         return _TRAINING_IMAGES
 
+    def whole(self) -> CifarSource:
+        """Nothing is held out of the training images as it is."""
+        return self
+
     def load(
         self,
         preprocessing: Preprocessing,
@@ -58,7 +62,7 @@ class CifarSource:
         seed: int,
         decoded: Decoded | None = None,
     ) -> CalibrationData:
-        """See :class:`~.sources.DataSource`; ``held_out`` also limits the test images."""
+        """See :class:`~.source.DataSource`; ``held_out`` also limits the test images."""
         training = _images(_open(self.dataset, self.root, train=True))
         test = _images(_open(self.dataset, self.root, train=False))
         assert test.labels is not None  # CIFAR is labelled

@@ -44,6 +44,17 @@ class ClassFolder:
         return _SPLIT.fullmatch(re.sub(r"[\W\d_]+", "", self.path.name.lower())) is not None
 
 
+def validation_beside(path: Path) -> Path | None:
+    """``photos/val`` for ``photos/train``: a folder of the same parent that is named like such a part."""
+    if not path.name.lower().startswith(("train", "trn")):
+        return None
+    try:
+        beside = sorted(each for each in path.parent.iterdir() if each.is_dir())
+    except OSError:
+        return None
+    return next((each for each in beside if each.name.lower().startswith("val")), None)
+
+
 @dataclasses.dataclass(frozen=True)
 class Contents:
     """What a data folder holds.

@@ -39,6 +39,10 @@ class DigitsSource:
         """Images of the training split."""
         return len(digits_splits()[0])
 
+    def whole(self) -> DigitsSource:
+        """Nothing is held out of the training images as it is."""
+        return self
+
     def load(
         self,
         preprocessing: Preprocessing,
@@ -48,7 +52,7 @@ class DigitsSource:
         seed: int,
         decoded: Decoded | None = None,
     ) -> CalibrationData:
-        """All of the splits, whatever was asked for: they are small. See :class:`~.sources.DataSource`."""
+        """All of the splits, whatever was asked for: they are small. See :class:`~.source.DataSource`."""
         training, held, test = digits_splits()
         return CalibrationData(self.name, self.classes, training, held, test)
 

@@ -40,6 +40,7 @@ class FolderSource:
         labels: (n,) index of each file's class; zeros for a flat folder.
         preprocessing: None: a folder fits any network.
         left_out: Sentences about what in the folder is not among the files.
+        share: Of every class that is held out.
     """
 
     name: str
@@ -48,6 +49,11 @@ class FolderSource:
     labels: npt.NDArray[np.int64]
     preprocessing: Preprocessing | None = None
     left_out: tuple[str, ...] = ()
+    share: float = _HELD_OUT
+
+    def whole(self) -> FolderSource:
+        """The same folder, but that nothing is held out of it."""
+        return dataclasses.replace(self, share=0.0)
 
     @property
     def available(self) -> int:
@@ -79,7 +85,7 @@ class FolderSource:
 
     def _split(self, seed: int) -> list[npt.NDArray[np.intp]]:
         """Indices held out, and the others; how many does not depend on the seed."""
-        return stratified_split(self.labels, (_HELD_OUT,), np.random.default_rng(seed))
+        return stratified_split(self.labels, (self.share,), np.random.default_rng(seed))
 
     def load(
         self,
@@ -90,7 +96,7 @@ class FolderSource:
         seed: int,
         decoded: Decoded | None = None,
     ) -> CalibrationData:
-        """See :class:`~.sources.DataSource`. A fifth of every class is held out; there is no test part.
+        """See :class:`~.source.DataSource`. A fifth of every class is held out; there is no test part.
 
         Files that cannot be used are skipped and listed.
 
@@ -165,7 +171,7 @@ class _Reader:
             return f"{path}: {error.message}"
 
 
-def find_folder(name: str, path: Path, *, may_be_empty: bool = False) -> FolderSource:
+def find_folder(name: str, path: Path, *, may_be_empty: bool = False, option: str = "--data") -> FolderSource:
     """List a folder's images: of its class folders and all below them, or its own if it has no folders.
 
     Hidden entries are left out.
@@ -174,6 +180,7 @@ def find_folder(name: str, path: Path, *, may_be_empty: bool = False) -> FolderS
         name: As the user gave it.
         path: The folder.
         may_be_empty: Whether a class folder may hold no image, as its class is known otherwise.
+        option: Which one names it.
 
     Raises:
         UserError: It is no folder, holds no image, some class folders hold none (all of those are named), or
@@ -182,7 +189,7 @@ def find_folder(name: str, path: Path, *, may_be_empty: bool = False) -> FolderS
     if not path.is_dir():
         raise UserError(
             f"there is no data folder {path}",
-            hint="--data takes a folder, digits, cifar10:PATH or cifar100:PATH",
+            hint="--data takes a folder, digits, cifar10:PATH or cifar100:PATH; --val-data a folder",
         )
     contents = read_contents(name, path)
     if not contents.classes:
@@ -193,7 +200,7 @@ def find_folder(name: str, path: Path, *, may_be_empty: bool = False) -> FolderS
             )
         labels = np.zeros(len(contents.beside), dtype=np.int64)
         return FolderSource(name, None, contents.beside, labels, left_out=contents.left_out)
-    _refuse_splits(path, contents)
+    _refuse_splits(path, contents, option)
     if not may_be_empty or not any(folder.images for folder in contents.classes):
         _refuse_empty(path, contents)
     sizes = [len(folder.images) for folder in contents.classes]
@@ -206,17 +213,19 @@ def find_folder(name: str, path: Path, *, may_be_empty: bool = False) -> FolderS
     )
 
 
-def _refuse_splits(path: Path, contents: Contents) -> None:
+def _refuse_splits(path: Path, contents: Contents, option: str) -> None:
     """``photos/train/cat/1.jpg`` is not an image of the class ``train``."""
     splits = [folder for folder in contents.classes if folder.is_named_like_a_split]
     nested = [folder for folder in splits if folder.is_nested]
     if not nested or 2 * len(splits) <= len(contents.classes):
         return
     training = next((folder for folder in nested if folder.path.name.lower().startswith("train")), nested[0])
+    other = next((folder for folder in nested if folder is not training), None)
+    others = "" if other is None or option != "--data" else f" --val-data {other.path}"
     raise UserError(
         f"{len(nested)} of {len(contents.classes)} class folders in {path} hold no images themselves: "
         f"{_names(nested)}",
-        hint=f"if {training.path.name} is a split of the data, use --data {training.path}",
+        hint=f"if {training.path.name} is a split of the data, use {option} {training.path}" + others,
     )
 
 

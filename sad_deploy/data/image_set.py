@@ -53,6 +53,7 @@ class CalibrationData:
         held_out: To choose η on; not in ``calibration``.
         test: To report clean accuracy on, in neither of the others; None where there are too few images to
             spare, and ``held_out`` serves.
+        validation: Name of the source of ``held_out`` and ``test``, if that is another one.
         skipped: Files that could not be used, with the reason.
     """
 
@@ -61,7 +62,22 @@ class CalibrationData:
     calibration: ImageSet
     held_out: ImageSet
     test: ImageSet | None = None
+    validation: str | None = None
     skipped: tuple[str, ...] = ()
+
+    def with_test(self, least: int, seed: int) -> CalibrationData:
+        """The held-out images in two halves, one of them for testing, if there are enough and no others.
+
+        Args:
+            least: Images that either half must have.
+            seed: Decides which are which.
+        """
+        n = len(self.held_out)
+        if self.test is not None or n < 2 * least:
+            return self
+        labels = np.zeros(n, dtype=np.int64) if self.held_out.labels is None else self.held_out.labels
+        first, second = stratified_split(labels, (0.5,), np.random.default_rng(seed))
+        return dataclasses.replace(self, held_out=self.held_out.take(first), test=self.held_out.take(second))
 
 
 def training_batches(

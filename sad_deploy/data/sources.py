@@ -1,71 +1,17 @@
-"""``--data`` → where the images come from."""
+"""``--data`` and ``--val-data`` → where the images come from."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
 from sad_runtime.errors import UserError
-from sad_runtime.manifest import Preprocessing
 
-from ..progress import Decoded
 from . import cifar
 from .digits import DigitsSource
 from .folder import find_folder
-from .image_set import CalibrationData
-
-
-class DataSource(Protocol):
-    """Images that were found but not yet read."""
-
-    @property
-    def name(self) -> str:
-        """As the user gave it."""
-        ...
-
-    @property
-    def classes(self) -> tuple[str, ...] | None:
-        """Class names in the order of the labels, or None without labels."""
-        ...
-
-    @property
-    def preprocessing(self) -> Preprocessing | None:
-        """The only preprocessing that fits, or None if any does."""
-        ...
-
-    @property
-    def left_out(self) -> tuple[str, ...]:
-        """Sentences about what lies there and is not used."""
-        ...
-
-    @property
-    def available(self) -> int:
-        """How many images there are to calibrate on, unread: some may turn out unusable."""
-        ...
-
-    def load(
-        self,
-        preprocessing: Preprocessing,
-        *,
-        calibration: int,
-        held_out: int,
-        seed: int,
-        decoded: Decoded | None = None,
-    ) -> CalibrationData:
-        """Read the images.
-
-        Args:
-            preprocessing: What the manifest will say.
-            calibration: Most images to calibrate on.
-            held_out: Most images to hold out.
-            seed: Decides which ones.
-            decoded: Told after every image, where that takes time.
-
-        Raises:
-            UserError: There is nothing to read.
-        """
-        ...
+from .source import DataSource
+from .validation import WithValidation
 
 
 def find_data(name: str, *, classes: Sequence[str] | None = None) -> DataSource:
@@ -92,3 +38,24 @@ def find_data(name: str, *, classes: Sequence[str] | None = None) -> DataSource:
         return cifar.find_cifar(name, dataset, Path(path).expanduser())
     folder = find_folder(name, Path(name).expanduser(), may_be_empty=classes is not None)
     return folder if classes is None else folder.in_order(classes, given_by="--classes")
+
+
+def with_validation(data: DataSource, name: str) -> WithValidation:
+    """The same source, and a folder of other images to choose η on and to report accuracy on.
+
+    Args:
+        data: To calibrate on.
+        name: The folder as the user gave it.
+
+    Raises:
+        UserError: It is no folder of images, or has classes that the data has not.
+    """
+    if name == "digits" or name.partition(":")[0] in cifar.NAMES:
+        raise UserError(
+            f"--val-data {name}: it takes a folder of images",
+            hint="digits and CIFAR bring their own test images: leave it out",
+        )
+    folder = find_folder(
+        name, Path(name).expanduser(), may_be_empty=data.classes is not None, option="--val-data"
+    )
+    return WithValidation.of(data, folder)

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from ..intervals import clopper_pearson, mcnemar
 from .oracles import Array, Counts
 from .plan import Stage
-from .statistics import clopper_pearson, mcnemar
 from .threat import Threat
 
 

@@ -172,7 +172,7 @@ def test_changed_labels_say_what_they_were(visit: Visit, report: Path) -> None:
     choose(browser, show="changed")
     notes = browser.execute_script("return [...document.querySelectorAll('.note')].map(e => e.textContent)")
     assert len(notes) == len(paths(browser)) == 13
-    assert all(note.startswith("Changed by the defence; without it: ") for note in notes)
+    assert all(note.startswith("In the recalibrated first pass: ") for note in notes)
 
 
 def test_errors_are_listed_by_code(visit: Visit, report: Path) -> None:

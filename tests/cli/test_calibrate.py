@@ -14,6 +14,7 @@ from sad_deploy import SADClassifier, load_calibrated
 from sad_deploy.calibrated import load_samples
 from sad_deploy.cli import main
 from sad_deploy.data.digits import digits_splits
+from sad_deploy.export_bundle import export_bundle
 from sad_runtime.bundle import Bundle
 
 QUICK = ["--batches", "2", "--attack", "fgsm"]
@@ -62,7 +63,13 @@ def test_without_arguments_the_embedded_default_is_calibrated(monkeypatch, capsy
     assert f"{accuracy['before_percent']:.2f} % before, {accuracy['after_percent']:.2f} % after" in out
     assert eta["within_max_drop"] and bundle.manifest.defence.eta in [row["eta"] for row in eta["rows"]]
     assert all(f"{row['clean_percent']:.2f}" in out for row in eta["rows"])
-    assert bundle.manifest.defence.eta >= 0.1
+    assert 0.2 <= bundle.manifest.defence.eta <= 0.7
+    zero, smallest, *_, largest = eta["rows"]
+    assert zero["eta"] == 0 and smallest["grey_levels"] < 0.5 and largest["clean_percent"] < 60
+    assert "undefended" in out and "recalibration alone" in out
+    low, high = accuracy["drop_95_percent_interval"]
+    assert low < accuracy["drop_points"] < high and f"{low:.1f} to {high:.1f} with 95 %" in out
+    assert not accuracy["chose_eta"] and f"recalibrated, has {accuracy['first_pass_percent']:.2f} %" in out
 
     model, manifest = load_calibrated(bundle)
     samples = load_samples(bundle)
@@ -111,6 +118,43 @@ def test_a_large_drop_is_a_loud_warning_that_says_what_to_try(monkeypatch, capsy
     assert f"warning: the defence costs {drop:.1f} points" in captured.err
     for advice in ("--eta auto", "a smaller --eta than 1", "--normalization rms", "--clip"):
         assert advice in captured.err
+
+
+def test_if_no_eta_keeps_the_limit_nothing_is_written_unless_that_is_allowed(monkeypatch, capsys):
+    options = [*QUICK, "--eta-grid", "3,5", "--max-drop", "1.5"]
+    assert calibrate(monkeypatch, *options) == 2
+    captured = capsys.readouterr()
+    assert "least harmful" in captured.out and not Path("sad-model").exists()
+    assert (
+        "error: no eta costs at most 1.5 points of clean accuracy: recalibration alone (eta 0)"
+        in captured.err
+    )
+    assert "--normalization rms" in captured.err and "--allow-drop" in captured.err
+    assert calibrate(monkeypatch, *options, "--allow-drop") == 0
+    assert "warning: no eta costs at most 1.5 points" in capsys.readouterr().err
+    manifest = Bundle.open("sad-model").manifest
+    assert manifest.defence.eta == 3 and not manifest.calibration["eta"]["within_max_drop"]
+
+
+def test_a_limit_kept_only_by_the_images_that_chose_eta_is_a_warning(monkeypatch, capsys):
+    assert calibrate(monkeypatch, *QUICK, "--eta-grid", "0.5", "--max-drop", "2") == 0
+    found = Bundle.open("sad-model").manifest.calibration
+    assert found["eta"]["within_max_drop"] and found["clean_accuracy"]["drop_points"] > 2
+    err = capsys.readouterr().err
+    assert "points of clean accuracy, more than --max-drop, on images that did not choose eta" in err
+    assert "a smaller --max-drop" in err
+
+
+def test_a_grid_that_moves_nothing_is_refused(monkeypatch, capsys):
+    error = refused(monkeypatch, capsys, *QUICK, "--eta-grid", "1e-6,1e-5")
+    assert "the sweep is flat: its largest eta, 1e-05, moves a pixel by" in error
+
+
+def test_a_given_eta_that_moves_nothing_is_a_warning(monkeypatch, capsys):
+    assert calibrate(monkeypatch, *QUICK, "--eta", "1e-4") == 0
+    err = capsys.readouterr().err
+    assert "warning: eta 0.0001 moves a pixel by 0.00" in err and "hint: --eta auto" in err
+    assert Bundle.open("sad-model").manifest.calibration["clean_accuracy"]["grey_levels"] < 0.01
 
 
 def test_no_warning_without_a_drop(monkeypatch, capsys):
@@ -164,6 +208,17 @@ def test_a_labelled_folder_gives_the_same_tensors_as_the_embedded_digits(monkeyp
         (["--out", "."], "current folder"),
         (["--batch-size", "1000"], "fewer than two batches of 1000"),
         (["--attack", "magic"], "magic"),
+        (
+            ["--mean", "120", "--std", "61"],
+            "at least 0 and at most 1, got 120: divide by 255",
+        ),
+        (["--mean", "0.5", "--std", "0"], "--std is in pixels of [0, 1], above 0"),
+        (["--crop-pct", "1.2"], "--crop-pct is within (0, 1]"),
+        (["--crop-pct", "0.9", "--resize", "20"], "--resize and --crop-pct say the same thing"),
+        (
+            ["--resize", "20", "--interpolation", "bicubic"],
+            "--resize, --interpolation: digits has images of 16×16",
+        ),
         (["--device", "tpu"], "--device"),
     ],
 )
@@ -185,6 +240,27 @@ def test_an_old_bundle_survives_a_failed_calibration(monkeypatch, capsys):
     refused(monkeypatch, capsys, *QUICK, "--batch-size", "1000")
     assert Path("sad-model/manifest.json").read_bytes() == before
     Bundle.open("sad-model").verify()
+
+
+def test_an_exported_bundle_is_replaced_only_when_told_to(monkeypatch, capsys):
+    options = [*QUICK, "--eta", "0.1"]
+    assert calibrate(monkeypatch, *options) == 0
+    assert calibrate(monkeypatch, *options) == 0, "what was only calibrated is replaced"
+    export_bundle(Bundle.open("sad-model"), also_for_cpu=False)
+    capsys.readouterr()
+    error = refused(monkeypatch, capsys, *options)
+    assert "sad-model was exported: model.onnx would be lost" in error and "--overwrite" in error
+    assert calibrate(monkeypatch, *options, "--overwrite") == 0
+    assert not Bundle.open("sad-model").manifest.graphs
+
+
+def test_eta_zero_is_advised_nothing_about_eta(monkeypatch, capsys):
+    """--eta 0 is recalibration alone; a large --epsilon makes it cost something."""
+    options = [*QUICK[:2], "--attack", "fgsm", "--epsilon", "0.5", "--eta", "0"]
+    assert calibrate(monkeypatch, *options) == 0
+    err = capsys.readouterr().err
+    assert "warning: the defence costs" in err and "another --attack than fgsm" in err
+    assert "--eta" not in err and "--normalization" not in err and "--clip" not in err
 
 
 def test_a_pickle_with_code_does_not_run(monkeypatch, capsys, work_folder):
@@ -276,7 +352,40 @@ def test_what_is_left_out_and_chosen_is_said(monkeypatch, capsys):
     options = ["--data", data, "--weights", "both.pt", "--out", "b"]
     assert calibrate(monkeypatch, *GREY_OPTIONS, *options) == 0
     notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
-    assert len(notes) == 3
+    assert len(notes) == 4
     assert "1 image beside the class folders in grey/ was left out" in notes[0]
     assert ".txt" in notes[1]
-    assert "state_dict_ema beside it" in notes[2]
+    assert "if the network was trained on these images, the figures are too good: --val-data" in notes[2]
+    assert "state_dict_ema beside it" in notes[3]
+
+
+def test_images_that_the_network_was_not_trained_on_decide_alone(monkeypatch, capsys):
+    """The training images are all labelled right, the others are a quarter wrong."""
+    Path("grey_net.py").write_text(GREY)
+    rng = np.random.default_rng(0)
+    for split, n, wrong in (("train", 12, 0), ("val", 8, 2)):
+        for k in range(4):
+            folder = Path("photos") / split / "abcd"[k]
+            folder.mkdir(parents=True)
+            for i in range(n):
+                level = 255 * ((k + (i < wrong)) % 4 + 0.5) / 4 + rng.normal(0, 3, (16, 16, 3))
+                Image.fromarray(level.clip(0, 255).astype(np.uint8)).save(folder / f"{i}.png")
+    options = [*GREY_OPTIONS, "--batches", "6", "--data", "photos/train", "--out", "b"]
+    assert calibrate(monkeypatch, *options) == 0
+    assert "for example --val-data photos/val, which lies beside it" in capsys.readouterr().err
+    assert calibrate(monkeypatch, *options, "--val-data", "photos/val") == 0
+    captured = capsys.readouterr()
+    assert "75.00 % before" in captured.out and "32 validation images" in captured.out
+    assert "48 of photos/train calibrated; 32 others of photos/val measured accuracy" in captured.err
+    assert "trained on these images" not in captured.err
+    found = Bundle.open("b").manifest.calibration
+    assert found["data"] == {
+        "source": "photos/train", "validation": "photos/val", "labelled": True, "calibration_images": 48,
+        "held_out_images": 32, "test_images": 0, "skipped_images": 0,
+    }  # fmt: skip
+    Path("photos/val/d").rename("photos/val/e")
+    error = refused(monkeypatch, capsys, *options, "--val-data", "photos/val")
+    assert "1 of 4 class folders in photos/val are not in photos/train: e" in error
+    assert "--val-data digits: it takes a folder" in refused(monkeypatch, capsys, "--val-data", "digits")
+    both = refused(monkeypatch, capsys, *GREY_OPTIONS, "--data", "photos")
+    assert "use --data photos/train --val-data photos/val" in both

@@ -164,7 +164,7 @@ def test_summary_needs_no_script(tmp_path: Path, manifest: Manifest) -> None:
     for words in (
         "tests.linear",
         "images 3 ",
-        "label changed by the defence 1 50 % of 2",
+        "label other than in the recalibrated first pass 1 50 % of 2",
         "failed 1 1 kind of error",
         "images a second 1.5 3 in 2 s",
         "Backend cpu",

@@ -8,7 +8,7 @@ from torch import nn
 
 from sad_deploy.attacks import Attack, AttackKind, perturb
 from sad_deploy.batchnorm import batchnorm_layers, update_statistics
-from sad_deploy.calibration import CalibrationSettings, calibrate, calibrate_each
+from sad_deploy.calibration import CalibrationRun, CalibrationSettings, calibrate, calibrate_each
 from sad_deploy.classifier import standardized
 from sad_runtime.errors import UserError
 from sad_runtime.manifest import InputSpace
@@ -303,3 +303,55 @@ def test_progress_counts_batches():
     seen: list[int] = []
     calibrate(small_network(), batches_of(3), eta=0.5, attack=FGSM, progress=seen.append)
     assert seen == [1, 2, 3]
+
+
+@pytest.mark.parametrize(("labelled", "more"), [(True, 0), (False, 1)])
+def test_a_batch_takes_no_needless_pass(labelled, more, monkeypatch):
+    """PGD-5 and S0 are six forward and six backward passes of Φ0; every η is one forward pass of Φ1."""
+    forwards, backwards = [], []
+    original, gradient = nn.Sequential.forward, torch.autograd.grad
+
+    def forward(self, x):
+        forwards.append(len(x))
+        return original(self, x)
+
+    def grad(*arguments, **options):
+        backwards.append(1)
+        return gradient(*arguments, **options)
+
+    monkeypatch.setattr(nn.Sequential, "forward", forward)
+    monkeypatch.setattr(torch.autograd, "grad", grad)
+    counts = []
+    etas = (0.1, 0.2, 0.3)
+    run = CalibrationRun(small_network(), etas, CalibrationSettings(attack=Attack(steps=5)))
+    for x, y in batches_of(3):
+        forwards.clear()
+        backwards.clear()
+        run.add((x, y) if labelled else x)
+        counts.append((forwards.count(len(x)), len(backwards)))
+    assert counts[1:] == [(5 + 1 + len(etas) + more, 5 + 1)] * 2
+    assert counts[0][0] <= counts[1][0] + 1  # more on two images, to see what runs fastest
+
+
+class Viewing(nn.Module):
+    """Views its activations as they lie in memory, which channels last does not allow."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.fc = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Linear(256, 3)
+
+    def forward(self, x):
+        x = torch.relu(self.norm(self.conv(x)))
+        return self.fc(x.view(len(x), -1))
+
+
+def test_a_network_that_views_its_values_as_they_lie_is_calibrated():
+    phi0 = randomize_batchnorm(Viewing()).eval()
+    found = calibrate(phi0, batches_of(3, classes=3), eta=0.5).model
+    assert int(found.norm.num_batches_tracked) == 3
+    assert found.conv.weight.is_contiguous()
+
+
+def test_other_networks_come_back_laid_out_as_usual():
+    found = calibrate(small_network(), batches_of(2), eta=0.5).model
+    assert all(parameter.is_contiguous() for parameter in found.parameters())

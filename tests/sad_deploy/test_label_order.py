@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 import pytest
 
@@ -53,6 +55,16 @@ def test_guesses_are_at_chance(classes):
     labels = np.repeat(np.arange(classes), 400 // classes)
     with pytest.raises(UserError, match="at chance"):
         check_label_order(labels, np.zeros_like(labels), [str(k) for k in range(classes)])
+
+
+@pytest.mark.parametrize(("right", "is_chance"), [(60, True), (75, False)])
+def test_twelve_of_a_hundred_right_among_ten_classes_is_chance(right, is_chance):
+    labels = np.repeat(np.arange(10), 50)
+    predictions = (labels + 1 + np.arange(500) % 7) % 10
+    predictions[np.arange(0, 500, 500 // right)[:right]] = labels[np.arange(0, 500, 500 // right)[:right]]
+    assert (labels == predictions).sum() == right
+    with pytest.raises(UserError, match="at chance") if is_chance else contextlib.nullcontext():
+        check_label_order(labels, predictions, [str(k) for k in range(10)])
 
 
 @pytest.mark.parametrize("right", [0.4, 0.7, 1.0])

@@ -10,7 +10,7 @@ from sad_deploy.models import build_model, cifar, digits
 from sad_deploy.preparation import prepare
 from sad_deploy.recipe import Options, resolve
 from sad_runtime.errors import UserError
-from sad_runtime.manifest import Color, ExifOrientation
+from sad_runtime.manifest import Color, ExifOrientation, Interpolation, Preprocessing
 from sad_runtime.preprocess import load
 from sad_runtime.sources import FileItem
 
@@ -92,6 +92,48 @@ def test_the_cameras_tag_is_ignored_if_told_in_calibration_and_manifest(folder):
     for found, axis in ((told, 1), (ready(**arguments), 0)):
         pixels = load(FileItem(str(folder / "labelled/a/0.png")), found.preprocessing).pixels[0]
         assert np.ptp(pixels.mean(1 - axis)) > 0.9 and np.ptp(pixels.mean(axis)) < 0.1
+
+
+def test_by_default_a_calibration_passes_over_the_images_once():
+    assert ready(batch_size=128).batches == 9, "of 1,258 digits"
+    assert ready(batch_size=8).batches == 32, "at most"
+    assert ready(batch_size=128, batches=20).batches == 20
+    assert ready(batch_size=128, paper=True).batches == 32
+
+
+def test_one_mean_value_is_for_all_channels_where_the_network_is_not_grey():
+    for model, weights in (("cifar-resnet18", "resnet18.pt"), ("prepared_networks:net", None)):
+        found = ready(model=model, weights=weights, data="labelled", image_size=8, mean="0.5", std="0.25")
+        assert found.preprocessing.color is Color.RGB
+        assert found.input_space.mean == (0.5,) * 3 and found.input_space.std == (0.25,) * 3
+
+
+def test_preprocessing_can_be_said():
+    options = {"model": "cifar-resnet18", "weights": "resnet18.pt", "data": "labelled", "image_size": 24}
+    assert ready(**options).preprocessing == Preprocessing(Color.RGB, 24, (24, 24))
+    found = ready(**options, resize=30, interpolation=Interpolation.BICUBIC).preprocessing
+    assert found == Preprocessing(Color.RGB, 30, (24, 24), Interpolation.BICUBIC)
+    assert ready(**options, crop_pct=0.875).preprocessing.resize == 27
+    with pytest.raises(UserError, match="--resize 20 is less than the network's input of 24"):
+        ready(**options, resize=20)
+
+
+def test_what_a_network_says_of_its_images_is_used_and_options_change_it(folder):
+    (folder / "stating_networks.py").write_text(
+        FACTORY + "def grey_stating(num_classes): return stating(num_classes, 1)\n"
+        "def stating(num_classes, channels=3):\n    model = net(num_classes, channels)\n"
+        "    model.pretrained_cfg = {'input_size': (3, 20, 20), 'crop_pct': 0.9, 'interpolation': 'bicubic',"
+        " 'mean': (0.5, 0.4, 0.3), 'std': (0.2, 0.2, 0.2)}\n    return model\n"
+    )
+    found = ready(model="stating_networks:stating", data="labelled")
+    assert found.preprocessing == Preprocessing(Color.RGB, 22, (20, 20), Interpolation.BICUBIC)
+    assert found.input_space.mean == (0.5, 0.4, 0.3) and not found.assumed
+    assert any("read from Sequential.pretrained_cfg" in note for note in found.notes)
+    grey = ready(model="stating_networks:grey_stating", data="labelled", mean="0.5", std="0.5")
+    assert grey.preprocessing.shape == (1, 20, 20), "timm's configuration stays that of three channels"
+    found = ready(model="stating_networks:stating", data="labelled", image_size=10, mean="0", std="1")
+    assert (found.preprocessing.resize, found.preprocessing.crop) == (11, (10, 10))
+    assert found.input_space.std == (1, 1, 1)
 
 
 def test_published_weights_bring_classes_and_preprocessing(folder, monkeypatch):

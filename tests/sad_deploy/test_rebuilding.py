@@ -13,9 +13,10 @@ from PIL import Image
 
 from sad_deploy.attack_config import AttackKind
 from sad_deploy.calibrated import load_calibrated
-from sad_deploy.calibration_job import run, save
+from sad_deploy.calibration_job import run
 from sad_deploy.export_bundle import export_bundle
 from sad_deploy.preparation import prepare
+from sad_deploy.provenance import save
 from sad_deploy.recipe import Options, Recipe, resolve
 from sad_runtime.bundle import Bundle
 from sad_runtime.errors import UserError

@@ -71,6 +71,10 @@ def test_epsilon_in_levels_of_255_is_refused():
         (Options(steps=5, attack=AttackKind.FGSM), "--steps does not apply"),
         (Options(epsilon="0.1", attack=AttackKind.EQ3), "--epsilon does not apply"),
         (Options(max_drop=1.0, eta="0.1"), "--max-drop"),
+        (Options(allow_drop=True, eta="0.1"), "--allow-drop"),
+        (Options(eta_grid="0.1", eta="0.1"), "--eta-grid"),
+        (Options(eta_grid="0.1,much"), "--eta-grid takes values"),
+        (Options(eta_grid="0"), "--eta-grid takes values"),
         (Options(mean="0.5"), "go together"),
         (Options(mean="0.5", std="0.5,0.5,0.5"), "1 values, --std 3"),
         (Options(mean="a", std="1"), "--mean takes"),
@@ -81,3 +85,8 @@ def test_epsilon_in_levels_of_255_is_refused():
 def test_options_that_contradict_each_other_are_refused(options, message):
     with pytest.raises(UserError, match=message):
         resolve(options)
+
+
+def test_a_grid_is_sorted_and_has_each_value_once():
+    assert resolve(Options(eta_grid="0.5,0.1,0.5")).eta_grid == (0.1, 0.5)
+    assert resolve(Options()).eta_grid is None

@@ -4,10 +4,13 @@ import pytest
 import torch
 from torch import nn
 
+from sad_deploy.attacks import Attack, AttackKind, perturb
+from sad_deploy.fold import fold_batchnorm
 from sad_deploy.saliency import normalize_saliency, saliency
 from sad_runtime.choices import Normalization
 from sad_runtime.errors import UserError
-from tests.support.networks import changed, images, small_network, state
+from sad_runtime.manifest import InputSpace
+from tests.support.networks import changed, images, randomize_batchnorm, small_network, state
 
 
 def test_saliency_is_each_samples_own_gradient_of_its_largest_logit():
@@ -117,3 +120,30 @@ def test_a_network_that_changes_its_input_in_place_gets_a_copy():
     expected, expected_logits = saliency(model, (x - 0.4) / 0.2)
     torch.testing.assert_close(logits, expected_logits)
     torch.testing.assert_close(s, expected / 0.2)
+
+
+class TokenStem(nn.Module):
+    """Convolution and BatchNorm, then tokens, as LeViT's stem: the gradient comes back as channels last."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.fc = nn.Conv2d(3, 8, 1, bias=False), nn.BatchNorm2d(8), nn.Linear(8, 5)
+
+    def forward(self, x):
+        return self.fc(self.norm(self.conv(x)).flatten(2).transpose(1, 2).mean(1))
+
+
+@pytest.mark.parametrize("kind", [None, AttackKind.EQ3])
+def test_a_single_image_gets_the_gradient_that_it_gets_among_others(kind):
+    """PyTorch's own gradient of this network is wrong for a batch of one, on the CPU, in eval mode."""
+    model, x = randomize_batchnorm(TokenStem()).eval(), images(2) * 0.5 + 0.25
+    if kind is None:
+        alone, together = (saliency(model, some)[0] for some in (x[:1], x))
+    else:
+        space = InputSpace(mean=(0.0,) * 3, std=(1.0,) * 3)
+        labels = torch.tensor([1, 2])
+        alone, together = (perturb(model, x[:n], labels[:n], Attack(kind), space) - x[:n] for n in (1, 2))
+    torch.testing.assert_close(alone, together[:1])
+    exact, _ = saliency(fold_batchnorm(model), x)
+    if kind is None:
+        torch.testing.assert_close(together, exact)

@@ -19,7 +19,7 @@ SALIENCY = "saliency"
 """(N, C, H, W): S, unnormalised, in the network's input space."""
 
 PLAIN_LOGITS = "plain_logits"
-"""(N, K): the first pass, without the defence."""
+"""(N, K): the first pass, recalibrated but without saliency."""
 
 
 class Backend(Protocol):

@@ -139,7 +139,7 @@
     text.append(verdict);
     if (changed(row)) {
       const before = element("bdi", {}, data.classes[data.plain[row]]);
-      text.append(element("p", { className: "note" }, "Changed by the defence; without it: ", before));
+      text.append(element("p", { className: "note" }, "In the recalibrated first pass: ", before));
     }
     if (frames.has(row)) {
       text.append(element("p", { className: "path" }, `${number.format(frames.get(row))} frames, the first is shown`));

@@ -62,7 +62,7 @@ def figures(counts: Tally, run: Run) -> str:
     if counts.compared:
         share = f"{100 * counts.changed / counts.compared:.2g} % of {counts.compared:,}"
         labels = "label" if counts.changed == 1 else "labels"
-        shown.append((f"{labels} changed by the defence", f"{counts.changed:,}", share))
+        shown.append((f"{labels} other than in the recalibrated first pass", f"{counts.changed:,}", share))
     kinds = "" if not counts.errors else f"{_count(len(counts.errors), 'kind')} of error"
     shown.append(("failed", f"{counts.failed:,}", kinds))
     shown.append(("images a second", _rate(run.rate), f"{run.processed:,} in {_seconds(run.seconds)}"))

@@ -34,7 +34,7 @@ class Tally:
         labels: Predictions by label.
         confidences: Predictions by part of [0, 1]; the last part holds 1.
         compared: Predictions whose plain label is known.
-        changed: Those that the defence changed.
+        changed: Those that are another than the first pass gave, which is recalibrated too.
         errors: Failures by code.
         examples: The first failures of each code, (path, message).
         kinds: Rows by kind.

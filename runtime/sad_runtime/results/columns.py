@@ -11,7 +11,7 @@ class Columns:
 
     Attributes:
         ranked: Classes in each ranking.
-        plain: Whether rows say what the network answers without the defence.
+        plain: Whether rows say what the first pass, recalibrated, answers.
         overlays: Whether rows name their saliency overlay.
         statistics: Whether rows hold the size of the saliency.
         logits: How many logits rows hold; 0 for none.

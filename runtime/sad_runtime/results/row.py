@@ -30,7 +30,7 @@ class Ranked(NamedTuple):
 
 
 class PlainPass(NamedTuple):
-    """What the network says without the defence.
+    """What the first pass says: the recalibrated network without saliency, not the one that was trained.
 
     Attributes:
         label: Index of the first pass's largest logit.
@@ -111,7 +111,7 @@ class Row(NamedTuple):
 
     @property
     def changed(self) -> bool:
-        """Whether the defence is known to have changed the label."""
+        """Whether the label is known to be another than the first pass's."""
         return bool(self.ranking) and self.plain is not None and self.plain.label != self.ranking[0].label
 
     def to_json(self) -> str:

@@ -10,7 +10,7 @@ import torch
 import torchvision
 from PIL import Image
 
-from sad_deploy.data import ImageSet, every_batch, find_data, training_batches
+from sad_deploy.data import CalibrationData, ImageSet, every_batch, find_data, training_batches
 from sad_deploy.data.digits import PREPROCESSING, digits_splits
 from sad_deploy.data.image_set import stratified_split
 from sad_runtime.errors import UserError
@@ -262,3 +262,14 @@ def test_absent_cifar_files_are_refused_and_not_downloaded(tmp_path):
 def test_cifar_without_a_path_is_refused(name):
     with pytest.raises(UserError, match="needs the folder"):
         find_data(name)
+
+
+def test_with_enough_held_out_images_those_that_choose_eta_are_not_those_that_are_reported_on():
+    images = ImageSet(np.arange(40, dtype=np.uint8).reshape(40, 1, 1, 1), np.repeat(np.arange(4), 10))
+    data = CalibrationData("x", tuple("abcd"), images, images)
+    assert data.with_test(21, seed=0) is data
+    split = data.with_test(20, seed=0)
+    first, second = (set(part.images.ravel().tolist()) for part in (split.held_out, split.test))
+    assert len(first) == len(second) == 20 and not first & second
+    assert np.bincount(split.held_out.labels).tolist() == [5] * 4
+    assert split.with_test(1, seed=0) is split, "a source's own test images stay"

@@ -1,0 +1,173 @@
+"""What the network sees: how an image becomes pixels, and pixels its input.
+
+Of several that say it the first counts, and options change what it says:
+
+1. the data, where they are of one size;
+2. published weights, the network's own configuration, or one beside the weights (:mod:`.models.stated`);
+3. what is known of the embedded networks;
+4. ImageNet's values, which is an assumption.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from sad_runtime.errors import UserError
+from sad_runtime.manifest import Color, InputSpace, Preprocessing
+
+from .data import DataSource
+from .data.cifar import SIDE as CIFAR_SIDE
+from .data.digits import PREPROCESSING as DIGITS_PREPROCESSING
+from .models import cifar, digits
+from .models.pretrained import Pretrained
+from .models.sources import DIGITS, is_cifar, is_factory
+from .models.stated import Stated, stated_by
+from .recipe import Recipe
+from .saliency import logits_of
+
+_IMAGENET = InputSpace(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+_IMAGENET_SIDE = 224
+_IMAGENET_RESIZE = 256 / 224
+_INCEPTION_SIDE = 299
+_SMALLEST_PHOTO = 128
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkInput:
+    """What the network sees.
+
+    Attributes:
+        preprocessing: Image to pixels.
+        space: Pixels to network input.
+        source: Where it is said, if a configuration says it.
+    """
+
+    preprocessing: Preprocessing
+    space: InputSpace
+    source: str | None
+
+
+def network_input(
+    recipe: Recipe, data: DataSource, pretrained: Pretrained | None, model: nn.Module, weights: Path | None
+) -> NetworkInput:
+    """Decide it.
+
+    Args:
+        recipe: What was asked for.
+        data: The images.
+        pretrained: Published weights, if they are.
+        model: As it was built.
+        weights: The file of weights, if there is one.
+
+    Raises:
+        UserError: What was asked for does not fit the data or each other.
+    """
+    said: Pretrained | Stated | None = pretrained
+    if said is None and data.preprocessing is None:
+        said = stated_by(model, weights)
+    preprocessing = _preprocessing(recipe, data, said, model)
+    space = _input_space(recipe, data, said, preprocessing)
+    return NetworkInput(preprocessing, space, said.source if isinstance(said, Stated) else None)
+
+
+def _preprocessing(
+    recipe: Recipe, data: DataSource, said: Pretrained | Stated | None, model: nn.Module
+) -> Preprocessing:
+    if data.preprocessing is not None:
+        _refuse_options(recipe, data.preprocessing)
+        return data.preprocessing
+    side = recipe.image_size
+    known = said.preprocessing if said is not None else _known(recipe, model)
+    if isinstance(said, Stated) and len(recipe.input_space[0] if recipe.input_space else ()) == 1:
+        known = dataclasses.replace(known, color=_color(recipe, model, side or known.crop[0]))
+    if side is not None:
+        known = dataclasses.replace(known, resize=_scaled(known, side), crop=(side, side))
+    if recipe.resize is not None:
+        known = dataclasses.replace(known, resize=recipe.resize)
+    if recipe.crop_pct is not None:
+        known = dataclasses.replace(known, resize=math.floor(min(known.crop) / recipe.crop_pct))
+    if recipe.interpolation is not None:
+        known = dataclasses.replace(known, interpolation=recipe.interpolation)
+    if recipe.resize is not None and recipe.resize < max(known.crop):
+        raise UserError(
+            f"--resize {recipe.resize} is less than the network's input of {max(known.crop)}",
+            hint="it is the shorter side before the crop; --image-size is what is cut out",
+        )
+    return known
+
+
+def _refuse_options(recipe: Recipe, fixed: Preprocessing) -> None:
+    height, width = fixed.crop
+    given = [
+        name
+        for name, value in (
+            (f"--image-size {recipe.image_size}", recipe.image_size not in (None, *set(fixed.crop))),
+            ("--resize", recipe.resize),
+            ("--crop-pct", recipe.crop_pct),
+            ("--interpolation", recipe.interpolation),
+        )
+        if value
+    ]
+    if given:
+        raise UserError(
+            f"{', '.join(given)}: {recipe.data} has images of {height}×{width}", hint="leave them out"
+        )
+
+
+def _scaled(known: Preprocessing, side: int) -> int | tuple[int, int]:
+    """The resize for another side, in the same proportion to the crop."""
+    if isinstance(known.resize, int):
+        return round(known.resize * side / known.crop[0])
+    return round(known.resize[0] * side / known.crop[0]), round(known.resize[1] * side / known.crop[1])
+
+
+def _known(recipe: Recipe, model: nn.Module) -> Preprocessing:
+    """Of an embedded network, or assumed."""
+    if recipe.model == DIGITS:
+        return DIGITS_PREPROCESSING
+    if is_cifar(recipe.model):
+        return Preprocessing(color=Color.RGB, resize=CIFAR_SIDE, crop=(CIFAR_SIDE, CIFAR_SIDE))
+    side = recipe.image_size or (_INCEPTION_SIDE if recipe.model == "inception_v3" else _IMAGENET_SIDE)
+    # The border is cut off photographs, not off small images that were made that size.
+    resize = round(side * _IMAGENET_RESIZE) if side >= _SMALLEST_PHOTO else side
+    return Preprocessing(color=_color(recipe, model, side), resize=resize, crop=(side, side))
+
+
+def _color(recipe: Recipe, model: nn.Module, side: int) -> Color:
+    """Grey for a factory with one mean value if its network takes that; one may mean all three channels."""
+    if not is_factory(recipe.model) or recipe.input_space is None or len(recipe.input_space[0]) > 1:
+        return Color.RGB
+    try:
+        with torch.no_grad():  # a copy: lazy modules would take their shape from this
+            logits_of(copy.deepcopy(model), torch.zeros(2, 1, side, side))
+    except RuntimeError:
+        return Color.RGB
+    return Color.GRAY
+
+
+def _input_space(
+    recipe: Recipe, data: DataSource, said: Pretrained | Stated | None, preprocessing: Preprocessing
+) -> InputSpace:
+    channels = preprocessing.color.channels
+    if recipe.input_space is not None:
+        mean, std = recipe.input_space
+        if len(mean) not in (1, channels):
+            raise UserError(
+                f"--mean and --std have {len(mean)} values, the images {channels} channels",
+                hint="give one value a channel, or one for all",
+            )
+        repeated = channels // len(mean)
+        return InputSpace(mean * repeated, std * repeated)
+    if said is not None:
+        return said.input_space
+    if channels == 1:
+        return InputSpace(digits.MEAN, digits.STD)
+    if is_cifar(recipe.model) or data.preprocessing is not None:
+        return InputSpace(cifar.MEAN, cifar.STD)
+    return _IMAGENET
