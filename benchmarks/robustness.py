@@ -1,138 +1,78 @@
-"""An honest look at the embedded default: accuracy under adaptive attacks, worst case first.
+"""What SAD gains and loses in the worst case, on the digits: naturally and adversarially trained.
 
-    sad-deploy calibrate && python benchmarks/robustness.py [--epsilon 0.1] [--images 269]
+    python benchmarks/robustness.py [--images 100] [--processes 2]
 
-L∞ PGD in pixel space on the digits' test split, against what `sad-deploy infer` computes. The attacker knows
-everything and tries three ways; an image counts as robust only if it survives all restarts of all of them:
-
-* through the pipeline: the gradient of the second pass, with S held constant (exact for a ReLU network, whose
-  second derivative is zero almost everywhere);
-* the plain network Φ1, ignoring the saliency step;
-* the network Φ0 before calibration.
-
-Each with the plain logits and with logits divided by 10, because a confident network's cross-entropy is flat.
+For each network: calibrate, export (float32 and int8 for CPUs), then `sad-deploy evaluate --matrix`, which
+attacks the files themselves. The results are what `evaluation.json` says, but for the list of images.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
+from typing import Any
 
-import torch
 from measuring import machine, write_results
-from torch import Tensor, nn
 
-from sad_deploy.attack_config import Attack, AttackKind
-from sad_deploy.attacks import perturb
-from sad_deploy.calibrated import load_calibrated
-from sad_deploy.classifier import SADClassifier, add_saliency, standardized
-from sad_deploy.data.digits import digits_splits
-from sad_deploy.models.digits import DigitsResNet, digits_state_dict
-from sad_deploy.saliency import saliency
-
-STEPS, RESTARTS = 100, 5
-TEMPERATURES = (1.0, 10.0)
-
-
-class PipelineWithConstantSaliency(nn.Module):
-    """Φ1(x + η·n(S(x))) with ∂S/∂x taken as zero."""
-
-    def __init__(self, defended: SADClassifier) -> None:
-        super().__init__()
-        self.defended = defended
-
-    def forward(self, x: Tensor) -> Tensor:
-        d = self.defended
-        with torch.enable_grad():
-            s, _ = saliency(d.model, x.detach())
-        return d.model(add_saliency(x, s.detach(), eta=d.eta, normalization=d.normalization, clip=d.clip))
-
-
-class Tempered(nn.Module):
-    """Logits divided by a temperature."""
-
-    def __init__(self, model: nn.Module, temperature: float) -> None:
-        super().__init__()
-        self.model, self.temperature = model, temperature
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.model(x) / self.temperature
+NETWORKS = {
+    "natural": ((), "0.3", "0.05"),
+    "adversarial": (("--model", "digits-adversarial"), "1.2", "0.1"),
+}
+"""By name: what calibrate is told, η, and the ε at which it is attacked."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--bundle", type=Path, default=Path("sad-model"))
-    parser.add_argument("--epsilon", type=float, default=0.1)
-    parser.add_argument("--images", type=int, default=269)
+    parser.add_argument("--images", type=int, default=100)
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument(
+        "--weights", type=Path, help="an adversarially trained digits network in place of the embedded one"
+    )
     arguments = parser.parse_args()
-    model, manifest = load_calibrated(arguments.bundle)
-    space, defence = manifest.input_space, manifest.defence
-    natural = DigitsResNet(num_classes=10).eval()
-    natural.load_state_dict(digits_state_dict())
-    defended = SADClassifier(
-        model,
-        eta=defence.eta,
-        normalization=defence.normalization,
-        clip=defence.bounds(space),
-    )
-    _, _, test = digits_splits()
-    images = torch.from_numpy(test.images[: arguments.images]).float() / 255
-    labels = torch.from_numpy(test.labels[: arguments.images])
-    attack = Attack(AttackKind.PGD, epsilon=arguments.epsilon, steps=STEPS)
-
-    @torch.no_grad()
-    def right(classifier: nn.Module, pixels: Tensor) -> Tensor:
-        return classifier(standardized(pixels, space)).argmax(1) == labels
-
-    def survivors(victim: nn.Module, target: nn.Module) -> Tensor:
-        """Images that `victim` still classifies after every restart of attacks made on `target`."""
-        robust = right(victim, images)
-        for seed in range(RESTARTS):
-            for temperature in TEMPERATURES:
-                generator = torch.Generator().manual_seed(seed)
-                attacked = Tempered(target, temperature).eval()
-                adversarial = perturb(attacked, images, labels, attack, space, generator=generator)
-                robust &= right(victim, adversarial)
-        return robust
-
-    def percent(mask: Tensor) -> float:
-        return round(100 * mask.float().mean().item(), 2)
-
-    ways = {
-        "through the pipeline": PipelineWithConstantSaliency(defended).eval(),
-        "plain network Φ1": model,
-        "network Φ0": natural,
-    }
-    survived = {name: survivors(defended, target) for name, target in ways.items()}
-    worst = torch.stack(list(survived.values())).all(0)
-    undefended = survivors(natural, natural)
-    print(
-        f"digits, {len(images)} images, η {defence.eta}; "
-        f"L∞ ε {attack.epsilon}, PGD-{STEPS}, {RESTARTS} restarts"
-    )
-    print(f"  worst case over the three attacks, defended   {percent(worst):6.2f} %")
-    for name, mask in survived.items():
-        print(f"    {name:<42}  {percent(mask):6.2f} %")
-    print(f"  clean, defended                               {percent(right(defended, images)):6.2f} %")
-    print(f"  undefended Φ0: the same attack on itself      {percent(undefended):6.2f} %")
-    print(f"  undefended Φ0: clean                          {percent(right(natural, images)):6.2f} %")
-    results = {
-        "machine": machine(),
-        "data": "scikit-learn digits, test split",
-        "images": len(images),
-        "norm": "Linf",
-        "epsilon": arguments.epsilon,
-        "attack": f"PGD, {STEPS} steps, {RESTARTS} restarts, cross-entropy at temperatures {TEMPERATURES}",
-        "eta": defence.eta,
-        "defended_worst_case_percent": percent(worst),
-        "defended_percent_by_attack": {name: percent(mask) for name, mask in survived.items()},
-        "defended_clean_percent": percent(right(defended, images)),
-        "undefended_percent": percent(undefended),
-        "undefended_clean_percent": percent(right(natural, images)),
-    }
+    results: dict[str, Any] = {"machine": machine()}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, (network, eta, epsilon) in NETWORKS.items():
+            if name == "adversarial" and arguments.weights is not None:
+                network = ("--weights", str(arguments.weights.resolve()))
+            bundle = Path(folder) / name
+            run("calibrate", *network, "--eta", eta, "--out", bundle)
+            run("export", bundle)
+            run("export", bundle, "--precision", "int8", "--target", "cpu")
+            words = ("--epsilon", epsilon, "--images", arguments.images, "--processes", arguments.processes)
+            text = run("evaluate", bundle, "--matrix", "--json", *words)
+            results[name] = without_images(json.loads(text))
+            print(name, summary(results[name]))
     write_results(Path(__file__).parent / "results" / "robustness.json", results)
+
+
+def run(*words: object) -> str:
+    """A command's stdout."""
+    command = [sys.executable, "-m", "sad_deploy", *map(str, words)]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def without_images(evaluation: dict[str, Any]) -> dict[str, Any]:
+    """The record without a line for every image."""
+    for result in evaluation["results"]:
+        del result["images"]
+    return evaluation
+
+
+def summary(evaluation: dict[str, Any]) -> str:
+    """One line."""
+    (result,) = evaluation["results"]
+    worst, other = result["worst_case"], result["undefended"]["worst_case"]
+    epsilon = result["threat_model"]["epsilon"]
+    return (
+        f"ε {epsilon}: worst case {worst['percent']:.1f} % of {worst['images']}, undefended "
+        f"{other['percent']:.1f} %, {evaluation['cpu_seconds']:.0f} s of CPU"
+    )
 
 
 if __name__ == "__main__":

@@ -26,9 +26,9 @@ from .data.cifar import SIDE as CIFAR_SIDE
 from .data.digits import PREPROCESSING as DIGITS_PREPROCESSING
 from .models import cifar, digits
 from .models.pretrained import Pretrained
-from .models.sources import DIGITS, is_cifar, is_factory
+from .models.sources import is_cifar, is_factory
 from .models.stated import Stated, stated_by
-from .recipe import Recipe
+from .recipe import EMBEDDED, Recipe
 from .saliency import logits_of
 
 _IMAGENET = InputSpace(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
@@ -129,7 +129,7 @@ def _scaled(known: Preprocessing, side: int) -> int | tuple[int, int]:
 
 def _known(recipe: Recipe, model: nn.Module) -> Preprocessing:
     """Of an embedded network, or assumed."""
-    if recipe.model == DIGITS:
+    if recipe.model in EMBEDDED:
         return DIGITS_PREPROCESSING
     if is_cifar(recipe.model):
         return Preprocessing(color=Color.RGB, resize=CIFAR_SIDE, crop=(CIFAR_SIDE, CIFAR_SIDE))

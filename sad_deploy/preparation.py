@@ -27,7 +27,6 @@ from .models import build_model, digits
 from .models.plain import fix_weights
 from .models.pretrained import Pretrained, find_pretrained, weight_names
 from .models.sources import (
-    DIGITS,
     check_model_name,
     classes_in,
     is_factory,
@@ -36,7 +35,7 @@ from .models.sources import (
 )
 from .network_input import network_input
 from .probabilities import refuse_probabilities, trial_images
-from .recipe import BATCHES, Recipe
+from .recipe import BATCHES, DEFAULT_MODEL, EMBEDDED, Recipe
 from .saliency import logits_of
 
 _SAME = (
@@ -177,8 +176,10 @@ def _weights(
         return {"file": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}, state
     if pretrained is not None:
         return {"torchvision": pretrained.name}, pretrained.state_dict()
-    if recipe.model == DIGITS:
-        return {"embedded": "trained on scikit-learn's digits"}, digits.digits_state_dict()
+    if recipe.model in EMBEDDED:
+        how = "adversarially " if recipe.model != DEFAULT_MODEL else ""
+        state = digits.digits_state_dict(adversarial=recipe.model != DEFAULT_MODEL)
+        return {"embedded": f"trained {how}on scikit-learn's digits"}, state
     return {"factory": recipe.model}, None
 
 
@@ -195,7 +196,7 @@ def _find_weights(recipe: Recipe) -> tuple[Pretrained | None, Path | None]:
     name, model = recipe.weights, recipe.model
     published = weight_names(model)
     if name is None:
-        if model == DIGITS or is_factory(model):
+        if model in EMBEDDED or is_factory(model):
             return None, None
         check_model_name(model)
         raise UserError(
@@ -227,7 +228,7 @@ def _classes(
         return pretrained.classes
     if data.classes is not None:
         return data.classes
-    if recipe.model == DIGITS and state is None:
+    if recipe.model in EMBEDDED and state is None:
         return DIGITS_CLASSES
     if not is_factory(recipe.model) and state is not None:
         count = classes_in(recipe.model, state)

@@ -12,6 +12,8 @@ from sad_runtime.manifest import ExifOrientation, Interpolation
 from .attack_config import Attack, AttackKind
 
 DEFAULT_MODEL = "digits"
+EMBEDDED = (DEFAULT_MODEL, "digits-adversarial")
+"""Networks whose weights come with the package: trained on the digits naturally, and adversarially."""
 DEFAULT_DATA = "digits"
 MAX_DROP = 2.0
 """Points of clean accuracy that a swept η may cost."""
@@ -146,7 +148,7 @@ def resolve(options: Options) -> Recipe:
     if problems:
         raise UserError("; ".join(problems), hint="sad-deploy calibrate --help explains the options")
     model = options.model or DEFAULT_MODEL
-    if options.data is None and model != DEFAULT_MODEL:
+    if options.data is None and model not in EMBEDDED:
         raise UserError(
             f"--model {model} needs images: --data is missing",
             hint="--data FOLDER with one subfolder a class, or cifar10:PATH, cifar100:PATH",

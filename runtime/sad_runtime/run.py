@@ -18,6 +18,7 @@ from typing import Any, Self
 from .backends.batch_limit import Notice, ignore
 from .backends.protocol import PLAIN_LOGITS
 from .bundle import Bundle
+from .bundle.robustness import robustness
 from .choices import BackendChoice
 from .classifier import Classifier
 from .errors import UserError
@@ -279,6 +280,7 @@ class JournaledRun:
                 seconds=self.summary.seconds,
                 backend=self.classifier.backend_name,
                 processed=self.summary.done,
+                robust=robustness(self.classifier.bundle),
             )
         self._output.publish(self._columns())
         return self.summary

@@ -24,6 +24,8 @@ _TOLD = ("clean_accuracy", "eta")
 
 def facts(bundle: Bundle) -> Table:
     """What the network takes and gives, what the defence is and what it costs."""
+    from sad_runtime.bundle.robustness import robustness
+
     manifest = bundle.manifest
     preprocessing, space, defence = manifest.preprocessing, manifest.input_space, manifest.defence
     channels, height, width = preprocessing.shape
@@ -46,6 +48,7 @@ def facts(bundle: Bundle) -> Table:
         "normalisation of S": str(defence.normalization),
         "clip": "to the pixel range" if defence.clip else "none",
         **dict(_accuracy(manifest.calibration)),
+        "robust accuracy": "\n".join(robustness(bundle)),
         **dict(_calibration(manifest.calibration)),
         "written by": f"{manifest.created_by}, schema {manifest.schema}",
     }

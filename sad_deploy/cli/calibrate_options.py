@@ -26,8 +26,8 @@ class CalibrateOptions:
     model: Annotated[
         str | None,
         typer.Option(
-            help="digits, cifar-resnet18, cifar-resnet50, cifar-wrn32-10, a torchvision classifier, or "
-            "package.module:factory.",
+            help="digits, digits-adversarial, cifar-resnet18, cifar-resnet50, cifar-wrn32-10, a torchvision "
+            "classifier, or package.module:factory.",
             show_default="digits",
             metavar="NAME",
             rich_help_panel=_NETWORK,

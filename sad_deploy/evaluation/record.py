@@ -8,11 +8,13 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from sad_runtime.bundle.robustness import EVALUATION
+
 from .data import Labelled
 from .evaluate import Evaluation, FileRow, Result
 from .outcome import Outcome, Row
 
-NAME = "evaluation.json"
+NAME = EVALUATION
 SCHEMA = 1
 
 _VERSIONS = ("sad-deploy", "numpy", "onnxruntime-gpu", "onnxruntime", "openvino", "onnx", "torch")

@@ -15,9 +15,14 @@ STD = (0.3193,)
 """Standard deviation of the same."""
 
 
-def digits_state_dict() -> dict[str, Tensor]:
-    """Trained weights of :class:`DigitsResNet`, which ``examples/train_digits.py`` made."""
-    return safetensors.torch.load_file(Path(__file__).with_name("digits.safetensors"))
+def digits_state_dict(*, adversarial: bool = False) -> dict[str, Tensor]:
+    """Trained weights of :class:`DigitsResNet`, which ``examples/train_digits.py`` made.
+
+    Args:
+        adversarial: Those of adversarial training (PGD-7, L∞, ε = 0.1).
+    """
+    name = "digits_adversarial.safetensors" if adversarial else "digits.safetensors"
+    return safetensors.torch.load_file(Path(__file__).with_name(name))
 
 
 class DigitsResNet(nn.Module):

@@ -1,7 +1,7 @@
 """A model's name → the network, without weights.
 
-Names: ``digits``, the paper's CIFAR networks, every torchvision classifier, and ``package.module:factory``
-for anybody's own, looked up from the current folder too.
+Names: ``digits``, ``digits-adversarial``, the paper's CIFAR networks, every torchvision classifier, and
+``package.module:factory`` for anybody's own, looked up from the current folder too.
 """
 
 from __future__ import annotations
@@ -23,15 +23,13 @@ from torch import Tensor, nn
 from sad_runtime.errors import UserError
 
 from ..checkpoints import without_prefix
+from ..recipe import EMBEDDED
 from . import cifar
 from .digits import DigitsResNet
 from .plain import unwrapped
 
-DIGITS = "digits"
-"""Name of the embedded default."""
-
 _OWN: Mapping[str, Callable[[int], nn.Module]] = {
-    DIGITS: DigitsResNet,
+    **dict.fromkeys(EMBEDDED, DigitsResNet),
     "cifar-resnet18": cifar.resnet18,
     "cifar-resnet50": cifar.resnet50,
     "cifar-wrn32-10": cifar.wrn32_10,
@@ -63,7 +61,7 @@ def is_factory(name: str) -> bool:
 
 def is_cifar(name: str) -> bool:
     """Whether a name is one of the CIFAR-form networks."""
-    return name in _OWN and name != DIGITS
+    return name in _OWN and name not in EMBEDDED
 
 
 def training_only_prefixes(name: str) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -11,6 +12,7 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
+from ..bundle.robustness import NOT_EVALUATED
 from ..errors import UserError
 from ..files import Destination, written_whole
 from ..manifest import Manifest
@@ -80,7 +82,15 @@ class Report:
         if self._sample.wants(name):
             self._sample.add(name, strip(image, saliency, self.manifest))
 
-    def finish(self, journal: Path, *, seconds: float, backend: str, processed: int | None = None) -> Path:
+    def finish(
+        self,
+        journal: Path,
+        *,
+        seconds: float,
+        backend: str,
+        processed: int | None = None,
+        robust: Sequence[str] = (NOT_EVALUATED,),
+    ) -> Path:
         """Write the page, whole or not at all, and remove the pictures beside it.
 
         The journal is read twice, row by row. Memory grows with the rows that are listed, of which there are
@@ -91,6 +101,7 @@ class Report:
             seconds: How long the run took.
             backend: Where it ran.
             processed: Images that took those seconds, where earlier ones were resumed; by default all.
+            robust: See :class:`~.summary.Run`.
 
         Returns:
             The page.
@@ -101,7 +112,7 @@ class Report:
         num_classes = len(self.manifest.classes)
         counts = tally(read_rows(journal, num_classes), self._sample, self._sample.lacks)
         listing = Listing(read_rows(journal, num_classes), counts, self._sample, limit=LISTED_ROWS)
-        run = Run(backend, seconds, counts.images if processed is None else processed)
+        run = Run(backend, seconds, counts.images if processed is None else processed, robust)
         with (
             written_whole(self.path, option="--report") as draft,
             draft.open("w", encoding="utf-8", newline="\n") as file,

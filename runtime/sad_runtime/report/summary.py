@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Sequence
 
+from ..bundle.robustness import NOT_EVALUATED
 from ..choices import Normalization
 from ..manifest import Manifest
 from .listing import Listing, distinct
@@ -39,11 +40,13 @@ class Run:
         backend: Where the bundle ran.
         seconds: How long.
         processed: Images that took that time.
+        robust: What an evaluation of the bundle found, a sentence for each ε.
     """
 
     backend: str
     seconds: float
     processed: int
+    robust: Sequence[str] = (NOT_EVALUATED,)
 
     @property
     def rate(self) -> float:
@@ -81,6 +84,7 @@ def facts(manifest: Manifest, run: Run, fingerprint: str, date: str) -> str:
         "Hybridization ratio η": f"{defence.eta:g}",
         "Normalisation of S": _NORMALIZATIONS[defence.normalization],
         "Clip of x + ηS": "to the pixel range" if defence.clip else "none",
+        "Robust accuracy": "; ".join(run.robust),
         "Input": f"{channels}×{height}×{width}",
         "Backend": run.backend,
         "Date": date,
