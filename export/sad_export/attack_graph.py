@@ -25,6 +25,7 @@ from sad_runtime.graph_metadata import PREFIX
 
 from .gradient import Seed
 from .graph.errors import GraphError
+from .graph.nodes import operand
 from .graph.values import shape_of
 from .graph.write import collects_graph_cycles, label_and_check, to_proto
 from .input_gradient import differentiated, rename
@@ -56,7 +57,8 @@ def attack_graph(
         way: ``plain``, ``constant`` or ``exact``; the module says what they are.
         of: ``loss``: the cross-entropy of an input ``label`` (N,) of int64. ``cotangent``: the logits times
             an input ``cotangent`` (N, K), so any loss, by its gradient with respect to the logits.
-        logits: Name of the logits of a classifier with several outputs; a two-pass graph's are known.
+        logits: Name of the logits of a classifier with several outputs. A two-pass graph's are known; here it
+            names another value (N, K) inside that is attacked in their place, features for example.
         image_size: Height and width, for a classifier that leaves them open.
         target: ``portable``, or ``cpu`` for gradients in onnxruntime's fastest form.
         notice: Called with a line for everything that is taken otherwise than the file has it.
@@ -75,7 +77,7 @@ def attack_graph(
     lowering = lowering_for(target)
     model = read(file)
     if is_two_pass(model):
-        logits = _PLAIN_LOGITS if chosen is Way.PLAIN else _LOGITS
+        logits = logits or (_PLAIN_LOGITS if chosen is Way.PLAIN else _LOGITS)
     elif chosen is not Way.PLAIN:
         raise GraphError(
             f"the {chosen} way goes through both passes, and this is no two-pass graph",
@@ -113,6 +115,20 @@ def logits_graph(
     rename(graph, {graph.logits: _LOGITS})
     label_and_check(graph.model, what="classifier", metadata={})
     return to_proto(graph.model)
+
+
+def features_of(file: onnx.ModelProto | str | Path) -> str | None:
+    """Name of the value (N, D) that the logits of a two-pass graph are computed from, by a linear layer.
+
+    Returns:
+        None if they come from something else.
+    """
+    model = read(file)
+    output = next((value for value in model.graph.outputs if value.name == _LOGITS), None)
+    node = None if output is None else output.producer()
+    if node is None or node.op_type not in ("Gemm", "MatMul"):
+        return None
+    return operand(node, 0).name
 
 
 def is_two_pass(model: ir.Model) -> bool:

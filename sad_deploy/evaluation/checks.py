@@ -14,14 +14,21 @@ import numpy as np
 from sad_runtime.choices import Norm
 
 from .campaign import Campaign
+from .oracles import Counts, GradientSource
 from .outcome import Outcome
+from .planted import INNER, find_planted
 from .threat import Threat
 
 CARLINI = "Carlini et al. 2019, On Evaluating Adversarial Robustness"
 ATHALYE = "Athalye et al. 2018, Obfuscated Gradients"
 CROCE = "Croce et al. 2022, Evaluating Adaptive Test-Time Defenses"
 
+ZIMMERMANN = "Zimmermann et al. 2022, Increasing Confidence in Adversarial Robustness Evaluations"
+
 _CHECKED_IMAGES = 50
+_PLANTED_IMAGES = 5
+PLANTED_GRADIENTS = _PLANTED_IMAGES * (INNER + 1)
+"""How many gradients, about, :func:`planted` takes."""
 _LARGE = {Norm.LINF: 0.5, Norm.L2: 10.0}
 _PIPELINE = ("both passes, S constant", "both passes, exact", "both passes, exact (S is constant)")
 
@@ -108,6 +115,21 @@ def strength(campaign: Campaign, key: str, outcome: Outcome) -> list[Check]:
     found.append(Check("twice_the_steps", points <= 1, words, CARLINI))
     assert strongest.source in subject.sources
     return found
+
+
+def planted(campaign: Campaign, key: str, outcome: Outcome, *, seed: int) -> list[Check]:
+    """Whether a weakness that is known to be there is found."""
+    features = campaign.subjects[key].features
+    if features is None:
+        return []
+    some = np.flatnonzero(outcome.clean)[:_PLANTED_IMAGES]
+    source = GradientSource(features, features, Counts())
+    steps = campaign.effort.steps
+    found = find_planted(source, campaign.images.pixels[some], outcome.threat, steps=steps, seed=seed)
+    if not found.planted:
+        return []
+    words = f"a planted weakness was found in {found.found} of {found.planted} images"
+    return [Check("planted", found.found >= 0.8 * found.planted, words, ZIMMERMANN)]
 
 
 def monotone(outcomes: list[Outcome]) -> list[Check]:

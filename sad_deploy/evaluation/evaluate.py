@@ -135,7 +135,7 @@ def evaluate(subjects: Mapping[str, Subject], images: Images, setting: Setting, 
         total = expected_cost(main, measured, effort, setting.threats, len(images))
         campaign = Campaign(workers, subjects, images, effort, measured, setting.progress, total)
         _check_labels(campaign, images)
-        results = [_under(campaign, threat) for threat in setting.threats]
+        results = [_under(campaign, threat, setting) for threat in setting.threats]
     results = _with_monotony(results)
     notes = [note for subject in main.values() for note in subject.notes]
     if "transfer" not in main[next(iter(main))].sources:
@@ -144,7 +144,7 @@ def evaluate(subjects: Mapping[str, Subject], images: Images, setting: Setting, 
     return Evaluation(tuple(results), images, effort, (*left_out, *notes), seconds, setting.seed)
 
 
-def _under(campaign: Campaign, threat: Threat) -> Result:
+def _under(campaign: Campaign, threat: Threat, setting: Setting) -> Result:
     key = DEFENDED if DEFENDED in campaign.subjects else UNDEFENDED
     outcome = campaign.attack(key, threat)
     undefended, paired = None, None
@@ -155,10 +155,23 @@ def _under(campaign: Campaign, threat: Threat) -> Result:
     found = [
         *checks.masking(outcome),
         *checks.strength(campaign, key, outcome),
+        *(
+            checks.planted(campaign, key, outcome, seed=setting.seed)
+            if _can_plant(campaign, key, setting)
+            else ()
+        ),
         checks.zero_gradients(outcome),
         checks.rounding(outcome),
     ]
     return Result(outcome, undefended, paired, files, tuple(found))
+
+
+def _can_plant(campaign: Campaign, key: str, setting: Setting) -> bool:
+    """Whether the check with a planted weakness takes no more than a tenth of the budget."""
+    if setting.budget is None:
+        return True
+    slowest = max(campaign.costs[key].sources.values())
+    return slowest * checks.PLANTED_GRADIENTS * len(setting.threats) <= setting.budget / 10
 
 
 def _file_rows(campaign: Campaign, outcome: Outcome) -> Iterator[FileRow]:

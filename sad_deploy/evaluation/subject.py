@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from sad_export.attack_graph import attack_graph, is_two_pass, logits_graph
+from sad_export.attack_graph import attack_graph, features_of, is_two_pass, logits_graph
 from sad_export.loading.read import read
 from sad_runtime.backends.load import GRAPH_BACKENDS, file_of
 from sad_runtime.bundle import Bundle
@@ -54,12 +54,14 @@ class Subject:
         victim: What is judged.
         sources: By a short word: ``plain``, ``base``, ``constant``, ``exact``, ``transfer``.
         notes: What is not attacked, and why.
+        features: Attack graph, S constant, of the features before the last layer; None where there are none.
     """
 
     name: str
     victim: VictimFile
     sources: Mapping[str, Source]
     notes: tuple[str, ...] = ()
+    features: Path | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +125,17 @@ class Workshop:
             notes.append("transfer from the network before calibration: its statistics are not in the bundle")
         for way, words in ((Way.CONSTANT, "both passes, S constant"), (Way.EXACT, "both passes, exact")):
             sources[way.value] = self.source(f"{key}.{way}", file, way, words, direct=True)
-        return Subject(name, victim, sources, tuple(notes))
+        return Subject(name, victim, sources, tuple(notes), self._features(key, file))
+
+    def _features(self, key: str, file: Path) -> Path | None:
+        path, name = self.folder / f"{key}.features.onnx", features_of(file)
+        if name is None or path.exists():
+            return None if name is None else path
+        graph = attack_graph(
+            file, way=Way.CONSTANT, of=Objective.COTANGENT, logits=name, target=Target.CPU, notice=self.notice
+        )
+        _save(graph, path)
+        return path
 
     def undefended(self, name: str, file: Path, others: Mapping[str, Source], **reading: object) -> Subject:
         """A classifier, or the first pass of a two-pass file with ``logits="plain_logits"``."""

@@ -19,7 +19,8 @@ def chosen_output(graph: ir.Graph, name: str | None, problems: list[str]) -> ir.
     names = ", ".join(str(value.name) for value in graph.outputs)
     if name is not None:
         inner = (value for node in graph for value in node.outputs)
-        found = next((value for value in (*graph.outputs, *inner) if value.name == name), None)
+        names_of_it = (name, f"forward/{name}")  # names as this package gives them were left to it
+        found = next((value for value in (*graph.outputs, *inner) if value.name in names_of_it), None)
         if found is None:
             problems.append(f"no output {name!r} among {names}, and no value of that name inside")
         return found
