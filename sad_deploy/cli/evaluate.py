@@ -12,6 +12,7 @@ import typer
 from sad_runtime.choices import BackendChoice, Norm
 from sad_runtime.errors import UserError
 from sad_runtime.extras import require
+from sad_runtime.files import Destination
 
 from .console import interruptible, print_json, print_note, print_result, print_status, print_warning
 from .options import DEFAULT_BUNDLE, RESULT, AsJson, expanded, numbers
@@ -132,6 +133,12 @@ def evaluate(
             rich_help_panel=RESULT,
         ),
     ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.html", help="Write a page to look at.", show_default=False, rich_help_panel=RESULT
+        ),
+    ] = None,
     save_images: Annotated[
         bool,
         typer.Option(
@@ -148,12 +155,14 @@ def evaluate(
     threats = _threats(options)
     budget = None if options.budget is None else _seconds(options.budget)
     require("onnx_ir", extra="export", need="sad-deploy evaluate")
-    from sad_deploy.evaluation.assembly import assemble
+    from sad_deploy.evaluation.assembly import assemble, draw
     from sad_deploy.evaluation.evaluate import Setting
     from sad_deploy.evaluation.evaluate import evaluate as attack
 
     from .running import share_progress
 
+    if report is not None:
+        Destination.of(report)
     folder = out or Path(f"{what}".rstrip("/") + ".evaluation")
     with (
         interruptible(f"what is done is kept in {folder}; the same command goes on"),
@@ -162,6 +171,8 @@ def evaluate(
         assembled = assemble(what, folder, options.choices(), notice=print_note)
         setting = Setting(threats, options.seed, budget, options.processes, progress, print_note)
         evaluation = attack(assembled.subjects, assembled.data.images, setting, folder)
+    if report is not None:
+        draw(assembled, evaluation, report)
     _finish(assembled, evaluation, folder, as_json=as_json, save_images=save_images)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from sad_runtime.manifest import Color, Preprocessing
 
 from .data import Labelled, labelled
 from .evaluate import DEFENDED, UNDEFENDED, Evaluation
-from .oracles import VictimFile
+from .oracles import Array, VictimFile, open_session
 from .record import NAME, record
 from .subject import Subject, Workshop, is_defended, judged_file
 
@@ -73,6 +73,8 @@ class Assembled:
         bundle: Where the result goes too; None for a bare graph.
         files: SHA-256 of what is judged.
         defence: η and what goes with it; empty without a defence.
+        judged: The graph that is judged, or that its engine was built from.
+        classes: Names in the order of the logits.
     """
 
     model: str
@@ -81,6 +83,8 @@ class Assembled:
     bundle: Bundle | None
     files: Mapping[str, str]
     defence: Mapping[str, Any]
+    judged: Path
+    classes: Sequence[str]
 
 
 def assemble(what: Path, folder: Path, choices: Choices, *, notice: Callable[[str], None]) -> Assembled:
@@ -127,7 +131,16 @@ def assemble(what: Path, folder: Path, choices: Choices, *, notice: Callable[[st
         subjects |= _others(bundle, shop, name)
     defence = dataclasses.asdict(manifest.defence)
     hashes = {name: manifest.files[name]}
-    return Assembled(manifest.model.name, subjects, data, None if bundle.is_bare else bundle, hashes, defence)
+    return Assembled(
+        manifest.model.name,
+        subjects,
+        data,
+        None if bundle.is_bare else bundle,
+        hashes,
+        defence,
+        file,
+        manifest.classes,
+    )
 
 
 def _classifier(what: Path, graphs: Path, choices: Choices, notice: Callable[[str], None]) -> Assembled:
@@ -163,7 +176,9 @@ def _classifier(what: Path, graphs: Path, choices: Choices, notice: Callable[[st
             "transfer", choices.transfer, Way.PLAIN, f"{choices.transfer.name}, transferred", direct=False
         )
         subject = dataclasses.replace(subject, sources={**subject.sources, "transfer": other})
-    return Assembled(what.name, {UNDEFENDED: subject}, data, None, {what.name: sha256(what)}, {})
+    return Assembled(
+        what.name, {UNDEFENDED: subject}, data, None, {what.name: sha256(what)}, {}, what, classes
+    )
 
 
 def _own_data(calibration: Mapping[str, Any], what: Path) -> str:
@@ -197,6 +212,27 @@ def _others(bundle: Bundle, shop: Workshop, judged: str) -> dict[str, Subject]:
             subject = shop.defended(graph.file, file, victim, None, f"own-{file.stem}")
             found[graph.file] = dataclasses.replace(subject, notes=())
     return found
+
+
+def draw(assembled: Assembled, evaluation: Evaluation, path: Path) -> None:
+    """Write the page of an evaluation.
+
+    Raises:
+        UserError: It cannot be written.
+    """
+    from .report import write_report
+
+    def saliency(images: Array) -> Array | None:
+        if DEFENDED not in assembled.subjects:
+            return None
+        session = open_session(assembled.judged)
+        image = session.get_inputs()[0].name
+        found: Array = session.run(["saliency"], {image: images})[0]
+        return found
+
+    write_report(
+        path, evaluation, assembled.data, model=assembled.model, classes=assembled.classes, saliency=saliency
+    )
 
 
 def keep(assembled: Assembled, evaluation: Evaluation, folder: Path, *, save_images: bool) -> dict[str, Any]:

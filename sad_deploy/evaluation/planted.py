@@ -1,8 +1,8 @@
-"""An attack unit test (Zimmermann et al., NeurIPS 2022): plant a weakness, and see whether the attacks find it.
+"""An attack unit test (Zimmermann et al., NeurIPS 2022): plant a weakness, see whether attacks find it.
 
-The last layer is replaced by one that tells a single point on the border of the threat from a thousand random
-points inside. So there is an adversarial image, it is known, and random search within the threat does not find
-it. Attacks that miss it say nothing about images in which they find nothing.
+The last layer is replaced by one that tells a single point on the border of the threat from a thousand
+random points inside. So there is an adversarial image, it is known, and random search within the threat does
+not find it. Attacks that miss it say nothing about images in which they find nothing.
 """
 
 from __future__ import annotations
@@ -66,16 +66,15 @@ def find_planted(
 def _planted_in(
     features: GradientSource, image: Array, threat: Threat, rng: np.random.Generator
 ) -> _Readout | None:
-    """A last layer that only the planted point, and what is like it, makes answer 1; None if there is none."""
+    """A last layer that answers 1 for the planted point and what is like it; None if there is none."""
     inner_threat = dataclasses.replace(threat, epsilon=INNER_RADIUS * threat.epsilon)
     repeated = np.repeat(image, INNER, 0)
     inner = inner_threat.random_start(repeated, [rng] * INNER)
     inner = image + (inner - image) * rng.uniform(0, 1, (INNER, 1, 1, 1)).astype(np.float32)
-    border = threat.project(
-        image + np.float32(2 * threat.epsilon) * np.sign(rng.normal(size=image.shape)), image
-    )
+    corner = np.sign(rng.normal(size=image.shape)).astype(np.float32)
+    border = threat.project(image + np.float32(2 * threat.epsilon) * corner, image)
     at_inner = _features(features, np.concatenate([image, inner]))
-    at_border = _features(features, border.astype(np.float32))[0]
+    at_border = _features(features, border)[0]
     centred = at_inner - at_inner.mean(0)
     spread = centred.T @ centred / len(centred)
     ridge = 1e-3 * np.trace(spread) / len(spread) + 1e-12
