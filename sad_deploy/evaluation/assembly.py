@@ -114,7 +114,7 @@ def assemble(what: Path, folder: Path, choices: Choices, *, notice: Callable[[st
     shop = Workshop(graphs, notice)
     backend = BackendChoice.CPU if choices.backend is BackendChoice.AUTO else choices.backend
     name, file, victim = judged_file(bundle, backend, choices.precision)
-    base = None if bundle.is_bare else _base(bundle, graphs)
+    base = None if bundle.is_bare else _base(bundle, graphs, notice)
     defended = shop.defended(name, file, victim, base, f"own-{Path(file).stem}")
     if choices.transfer is not None:
         source_of = shop.source(
@@ -195,11 +195,17 @@ def _own_data(calibration: Mapping[str, Any], what: Path) -> str:
     )
 
 
-def _base(bundle: Bundle, graphs: Path) -> Path | None:
+def _base(bundle: Bundle, graphs: Path, notice: Callable[[str], None]) -> Path | None:
     """The network before calibration; needs PyTorch, as it is rebuilt."""
-    from .base import base_graph
+    try:
+        from .base import base_graph
 
-    return base_graph(bundle, graphs)
+        return base_graph(bundle, graphs)
+    except ImportError as error:
+        notice(f"the network before calibration is not attacked, as PyTorch is not installed ({error.name})")
+    except UserError as error:
+        notice(f"the network before calibration is not attacked: {error.message}")
+    return None
 
 
 def _others(bundle: Bundle, shop: Workshop, judged: str) -> dict[str, Subject]:

@@ -76,12 +76,13 @@ def _head(model: str) -> str:
 
 
 def _limits(evaluation: Evaluation, data: Labelled) -> str:
-    left_out = "".join(f"<li>{in_html(each)}</li>" for each in evaluation.left_out)
+    items = "".join(f"<li>{in_html(each)}</li>" for each in evaluation.left_out)
+    left_out = f"<p>Left out:</p><ul>{items}</ul>" if items else ""
+    where = f"{len(data.images)} {data.split} images of {data.source} ({data.selection})"
     return (
-        f"<section><h2>What this says, and what not</h2><p>{UPPER_BOUND} Measured on "
-        f"{len(data.images)} {in_html(data.split)} images of {in_html(data.source)} "
-        f"({in_html(data.selection)}), seed {evaluation.seed}, {evaluation.seconds:.0f} s of CPU time. An image "
-        f"counts as robust if no attack changed its class.</p>{f'<p>Left out:</p><ul>{left_out}</ul>' if left_out else ''}</section>"
+        f"<section><h2>What this says, and what not</h2><p>{UPPER_BOUND} Measured on {in_html(where)}, seed "
+        f"{evaluation.seed}, {evaluation.seconds:.0f} s of CPU time. An image counts as robust if no attack "
+        f"changed its class.</p>{left_out}</section>"
     )
 
 

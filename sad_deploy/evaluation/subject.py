@@ -122,7 +122,7 @@ class Workshop:
                 "base", base, Way.PLAIN, "network before calibration, transferred", direct=False
             )
         else:
-            notes.append("transfer from the network before calibration: its statistics are not in the bundle")
+            notes.append("transfer from the network before calibration: the bundle cannot give it")
         for way, words in ((Way.CONSTANT, "both passes, S constant"), (Way.EXACT, "both passes, exact")):
             sources[way.value] = self.source(f"{key}.{way}", file, way, words, direct=True)
         return Subject(name, victim, sources, tuple(notes), self._features(key, file))
