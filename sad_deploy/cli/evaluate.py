@@ -145,6 +145,10 @@ def evaluate(
             "--save-images", help="Keep the adversarial images as PNG files, too.", rich_help_panel=RESULT
         ),
     ] = False,
+    clean: Annotated[
+        bool,
+        typer.Option("--clean", help="No attack: accuracy, by class, confusions, calibration of confidence."),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Attack the file that is shipped: worst case over all attacks, beside the undefended network.
@@ -164,6 +168,8 @@ def evaluate(
     if report is not None:
         Destination.of(report)
     folder = out or Path(f"{what}".rstrip("/") + ".evaluation")
+    if clean:
+        return _clean(what, folder, options, as_json=as_json)
     with (
         interruptible(f"what is done is kept in {folder}; the same command goes on"),
         share_progress() as progress,
@@ -174,6 +180,24 @@ def evaluate(
     if report is not None:
         draw(assembled, evaluation, report)
     _finish(assembled, evaluation, folder, as_json=as_json, save_images=save_images)
+
+
+def _clean(what: Path, folder: Path, options: EvaluateOptions, *, as_json: bool) -> None:
+    if options.plain:
+        raise UserError("--clean is for bundles and two-pass graphs", hint="infer --plain classifies images")
+    from sad_deploy.evaluation.assembly import unattacked
+    from sad_deploy.evaluation.clean import Clean
+
+    from .evaluate_table import clean_lines
+
+    model, data, classes, answers = unattacked(what, folder, options.choices(), notice=print_note)
+    found = {name: Clean.of(logits, data.images.labels) for name, logits in answers.items()}
+    if as_json:
+        networks = {name: each.as_dict(tuple(classes)) for name, each in found.items()}
+        print_json({"model": model, "data": data.as_dict(), "classes": list(classes), "networks": networks})
+        return
+    for line in clean_lines(found, data, model, classes):
+        print_result(line)
 
 
 def _finish(

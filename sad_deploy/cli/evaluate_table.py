@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from sad_deploy.evaluation.clean import Clean
     from sad_deploy.evaluation.data import Labelled
     from sad_deploy.evaluation.evaluate import Evaluation, Result
     from sad_deploy.evaluation.outcome import Share
 
 _WIDE, _NAME = 48, 20
+_MISTAKES = 10
 
 
 def lines(evaluation: Evaluation, data: Labelled, model: str) -> Iterator[str]:
@@ -32,6 +34,32 @@ def headline(result: Result, images: int, data: str) -> str:
         f"{outcome.worst_case.percent:.1f} % ({_interval(outcome.worst_case)}) in the worst case over "
         f"{len(outcome.rows)} attacks, {outcome.threat}, {images} images of {data}"
     )
+
+
+def clean_lines(
+    found: Mapping[str, Clean], data: Labelled, model: str, classes: Sequence[str]
+) -> Iterator[str]:
+    """Accuracy without an attack, of every network."""
+    count = len(data.images)
+    yield f"accuracy of {model} · {count} {data.split} images of {data.source} · no attack"
+    yield ""
+    yield f"  {'':<28}{'accuracy':>10}  {'95 %':<16}{'confidence − accuracy':>22}"
+    for name, each in found.items():
+        yield (
+            f"  {name:<28}{each.accuracy.percent:>8.1f} %  {_interval(each.accuracy):<16}"
+            f"{each.calibration_error:>15.1f} points"
+        )
+    defended = next(iter(found.values()))
+    yield ""
+    yield f"  {'class':<28}{'images':>8}" + "".join(f"{name.split(',')[0]:>14}" for name in found)
+    for label, mine in defended.by_class.items():
+        cells = "".join(f"{each.by_class[label].percent:>12.0f} %" for each in found.values())
+        yield f"  {classes[label][:27]:<28}{mine.images:>8}{cells}"
+    if mistakes := defended.mistaken(_MISTAKES):
+        yield ""
+        yield "  taken for another class, defended:"
+        for true, said, images in mistakes:
+            yield f"    {classes[true]} as {classes[said]}: {images}"
 
 
 def _result(result: Result, data: Labelled, model: str, seed: int) -> Iterator[str]:

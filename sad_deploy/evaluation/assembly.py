@@ -23,7 +23,7 @@ from sad_runtime.manifest import Color, Preprocessing
 
 from .data import Labelled, labelled
 from .evaluate import DEFENDED, UNDEFENDED, Evaluation
-from .oracles import Array, VictimFile, open_session
+from .oracles import Array, Counts, VictimFile, open_session
 from .record import NAME, record
 from .subject import Subject, Workshop, is_defended, judged_file
 
@@ -102,18 +102,11 @@ def assemble(what: Path, folder: Path, choices: Choices, *, notice: Callable[[st
     graphs = folder / GRAPHS
     if choices.plain:
         return _classifier(what, graphs, choices, notice)
-    if what.suffix == ".onnx" and what.is_file() and not is_defended(what):
-        raise UserError(
-            f"{what} is a classifier without a defence", hint=f"sad-deploy evaluate {what} --plain --data …"
-        )
-    bundle = bundle_of_graph(what, BareOptions()) if what.is_file() else Bundle.open(what)
+    bundle, data = _opened(what, choices)
     manifest = bundle.manifest
-    source = choices.data or _own_data(manifest.calibration, what)
-    data = labelled(source, manifest.preprocessing, manifest.classes, count=choices.images, seed=choices.seed)
     graphs.mkdir(parents=True, exist_ok=True)
     shop = Workshop(graphs, notice)
-    backend = BackendChoice.CPU if choices.backend is BackendChoice.AUTO else choices.backend
-    name, file, victim = judged_file(bundle, backend, choices.precision)
+    name, file, victim = judged_file(bundle, _backend(choices), choices.precision)
     base = None if bundle.is_bare else _base(bundle, graphs, notice)
     defended = shop.defended(name, file, victim, base, f"own-{Path(file).stem}")
     if choices.transfer is not None:
@@ -143,6 +136,51 @@ def assemble(what: Path, folder: Path, choices: Choices, *, notice: Callable[[st
     )
 
 
+def _opened(what: Path, choices: Choices) -> tuple[Bundle, Labelled]:
+    """A bundle, or a bare two-pass graph as one, and the images that it is evaluated on."""
+    if what.suffix == ".onnx" and what.is_file() and not is_defended(what):
+        raise UserError(
+            f"{what} is a classifier without a defence", hint=f"sad-deploy evaluate {what} --plain --data …"
+        )
+    bundle = bundle_of_graph(what, BareOptions()) if what.is_file() else Bundle.open(what)
+    manifest = bundle.manifest
+    source = choices.data or _own_data(manifest.calibration, what)
+    data = labelled(source, manifest.preprocessing, manifest.classes, count=choices.images, seed=choices.seed)
+    return bundle, data
+
+
+def _backend(choices: Choices) -> BackendChoice:
+    return BackendChoice.CPU if choices.backend is BackendChoice.AUTO else choices.backend
+
+
+def unattacked(
+    what: Path, folder: Path, choices: Choices, *, notice: Callable[[str], None]
+) -> tuple[str, Labelled, Sequence[str], dict[str, Array]]:
+    """What a bundle's networks answer to the images as they are; see :mod:`.clean`.
+
+    Returns:
+        The model's name, the images, names of the classes, and logits (N, K) by network.
+
+    Raises:
+        UserError: As :func:`assemble`.
+    """
+    bundle, data = _opened(what, choices)
+    graphs = folder / GRAPHS
+    graphs.mkdir(parents=True, exist_ok=True)
+    shop, pixels = Workshop(graphs, notice), data.images.pixels
+    _, file, victim = judged_file(bundle, _backend(choices), choices.precision)
+    contenders = {"defended": victim}
+    contenders["first pass, recalibrated"] = VictimFile(shop.logits("first", file, logits="plain_logits"))
+    base = None if bundle.is_bare else _base(bundle, graphs, notice)
+    if base is not None:
+        contenders["undefended"] = VictimFile(shop.logits("base", base, logits="plain_logits"))
+    answers = {}
+    for words, each in contenders.items():
+        opened = each.open(Counts())
+        answers[words] = np.concatenate([opened(pixels[i : i + 32]) for i in range(0, len(pixels), 32)])
+    return bundle.manifest.model.name, data, bundle.manifest.classes, answers
+
+
 def _classifier(what: Path, graphs: Path, choices: Choices, notice: Callable[[str], None]) -> Assembled:
     """A classifier without a defence, as other people have it."""
     from sad_runtime.bundle.read import sha256
@@ -164,11 +202,11 @@ def _classifier(what: Path, graphs: Path, choices: Choices, notice: Callable[[st
     graphs.mkdir(parents=True, exist_ok=True)
     file, reading = what, {"logits": choices.logits}
     if choices.mean is not None or choices.std is not None:
-        file = graphs / "pixels.onnx"
-        onnx.save(
-            two_pass(what, eta=0.0, mean=choices.mean, std=choices.std, logits=choices.logits, notice=notice),
-            str(file),
+        file = graphs / f"{sha256(what)[:12]}.pixels.onnx"
+        wrapped = two_pass(
+            what, eta=0.0, mean=choices.mean, std=choices.std, logits=choices.logits, notice=notice
         )
+        onnx.save(wrapped, str(file))
         reading = {"logits": "plain_logits"}
     subject = Workshop(graphs, notice).undefended(what.name, file, {}, **reading)
     if choices.transfer is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import onnx
@@ -9,7 +10,7 @@ import onnx
 from sad_export import two_pass
 from sad_runtime.bundle import Bundle
 
-from ..calibrated import load_base
+from ..calibrated import BASE_STATISTICS, WEIGHTS, load_base
 from ..fold import fold_batchnorm
 from ..to_onnx import to_onnx
 
@@ -27,12 +28,14 @@ def base_graph(bundle: Bundle, folder: Path) -> Path | None:
     Raises:
         UserError: The network cannot be rebuilt or exported.
     """
-    path = folder / "base.onnx"
+    if BASE_STATISTICS not in bundle.manifest.files:
+        return None
+    digests = bundle.manifest.files[WEIGHTS] + bundle.manifest.files[BASE_STATISTICS]
+    path = folder / f"base.{hashlib.sha256(digests.encode()).hexdigest()[:12]}.onnx"
     if path.exists():
         return path
     base = load_base(bundle)
-    if base is None:
-        return None
+    assert base is not None
     manifest = bundle.manifest
     forward = to_onnx(fold_batchnorm(base), manifest.preprocessing.shape)
     space = manifest.input_space

@@ -16,6 +16,7 @@ from sad_export.attack_graph import attack_graph, features_of, is_two_pass, logi
 from sad_export.loading.read import read
 from sad_runtime.backends.load import GRAPH_BACKENDS, file_of
 from sad_runtime.bundle import Bundle
+from sad_runtime.bundle.read import sha256
 from sad_runtime.choices import BackendChoice, Objective, Target, Way
 
 from .oracles import Array, Counts, GradientSource, VictimFile
@@ -76,13 +77,17 @@ class Workshop:
     folder: Path
     notice: Callable[[str], None]
 
+    def _path(self, key: str, file: Path, what: str) -> Path:
+        """Of a graph that is made of a file: another file has another one."""
+        return self.folder / f"{key}.{what}.{sha256(file)[:12]}.onnx"
+
     def source(
         self, key: str, file: Path, way: Way, words: str, *, direct: bool, **reading: object
     ) -> Source:
         """Both attack graphs of one way; written once."""
         paths = []
         for of in (Objective.LOSS, Objective.COTANGENT):
-            path = self.folder / f"{key}.{of}.onnx"
+            path = self._path(key, file, str(of))
             if not path.exists():
                 graph = attack_graph(
                     file,
@@ -98,7 +103,7 @@ class Workshop:
 
     def logits(self, key: str, file: Path, **reading: object) -> Path:
         """A graph of the logits alone."""
-        path = self.folder / f"{key}.logits.onnx"
+        path = self._path(key, file, "logits")
         if not path.exists():
             _save(logits_graph(file, notice=self.notice, **reading), path)  # type: ignore[arg-type]
         return path
@@ -128,7 +133,7 @@ class Workshop:
         return Subject(name, victim, sources, tuple(notes), self._features(key, file))
 
     def _features(self, key: str, file: Path) -> Path | None:
-        path, name = self.folder / f"{key}.features.onnx", features_of(file)
+        path, name = self._path(key, file, "features"), features_of(file)
         if name is None or path.exists():
             return None if name is None else path
         graph = attack_graph(

@@ -126,3 +126,30 @@ def test_what_is_wrong_is_said_in_a_line(
     assert exit_code(monkeypatch, "evaluate", str(bundle), *words) in (1, 2)
     said = capsys.readouterr().err
     assert reason in said and "Traceback" not in said
+
+
+def test_accuracy_without_an_attack(bundle: Path, class_folders: Path, tmp_path: Path) -> None:
+    words = ("evaluate", str(bundle), "--clean", "--data", str(class_folders), "--out", str(tmp_path / "e"))
+    text = run_command(*words)
+    assert "no attack" in text and "first pass, recalibrated" in text and "undefended" in text
+    found = json.loads(run_command(*words, "--json"))
+    assert list(found["networks"]) == ["defended", "first pass, recalibrated", "undefended"]
+    assert found["networks"]["undefended"]["accuracy"]["percent"] == 100
+    assert np.sum(found["networks"]["defended"]["confusion"]) == 24
+
+
+def test_what_was_made_of_an_older_file_is_not_taken(bundle: Path, tmp_path: Path) -> None:
+    """Calibrated again with another η, the attack graphs are made again too."""
+    copy = tmp_path / "m"
+    shutil.copytree(bundle, copy)
+    words = ("evaluate", str(copy), "--images", "8", "--budget", "1s", "--processes", "1", "--json")
+    run_command(*words)
+    before = {path.name for path in (tmp_path / "m.evaluation" / "graphs").iterdir()}
+    run_command(
+        "calibrate", "--eta", "0.6", "--batches", "4", "--attack", "fgsm", "--out", str(copy), "--overwrite"
+    )
+    run_command("export", str(copy))
+    run_command(*words)
+    after = {path.name for path in (tmp_path / "m.evaluation" / "graphs").iterdir()}
+    constant = [{name for name in names if ".constant.loss." in name} for names in (before, after)]
+    assert len(constant[0]) == 1 and len(constant[1]) == 2
