@@ -5,10 +5,11 @@ VENV ?= .venv
 WORKERS ?= auto
 BIN := $(VENV)/bin
 
-.PHONY: help demo test lint types imports check format benchmark gpu clean
+.PHONY: help demo demo-at test lint types imports check format benchmark gpu clean
 
 help:
 	@echo "make demo       install, calibrate, export and infer on the embedded digits"
+	@echo "make demo-at    the same of an adversarially trained network, and attacks on it, worst case first"
 	@echo "make test       install what the tests need, run them all"
 	@echo "make check      lint, types, import contracts and tests: what CI runs"
 	@echo "make format     format the code"
@@ -36,6 +37,9 @@ $(VENV)/trt-bindings: tests/enterprise_bindings.txt | $(BIN)/python
 
 demo: $(VENV)/.demo
 	PATH="$(abspath $(BIN)):$$PATH" sh examples/demo.sh
+
+demo-at: $(VENV)/.demo
+	PATH="$(abspath $(BIN)):$$PATH" sh examples/demo_adversarial.sh
 
 test: $(VENV)/.dev $(VENV)/trt-bindings
 	SAD_DEPLOY_TRT_BINDINGS="$(abspath $(VENV)/trt-bindings)" $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
@@ -68,4 +72,5 @@ gpu:
 	$(PYTHON) benchmarks/gpu.py
 
 clean:
-	rm -rf $(VENV) sad-model predictions.jsonl predictions.jsonl.run.json report.html images overlays
+	rm -rf $(VENV) sad-model predictions.jsonl predictions.jsonl.run.json report.html images overlays \
+		sad-model.evaluation at-model at-model.evaluation at-predictions.jsonl at-predictions.jsonl.run.json robustness.html

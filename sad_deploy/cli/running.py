@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 _A_LINE_EVERY = 60.0
 """Seconds, where output is no terminal."""
 
+_KNOWN_FROM = 0.05
+"""Share of the work from which on what is left can be told."""
+
 _ESTIMATED_OVER = 3600.0
 """Seconds of which rich knows the speed: a part of an attack may take minutes."""
 
@@ -122,8 +125,9 @@ def share_progress() -> Iterator[Callable[[str, float], None]]:
             now = time.monotonic()
             if not is_terminal and now - said > _A_LINE_EVERY:
                 said = now
-                left = (now - started) * (1 - share) / max(share, 1e-6)
-                print_status(f"{name}: {share:.0%} done, {left / 60:.0f} min left at most")
+                left = (now - started) * (1 - share) / max(share, 1e-6) / 60
+                soon = f", {left:.0f} min left at most" if share > _KNOWN_FROM else ""
+                print_status(f"{name}: {share:.0%} done{soon}")
 
         yield told
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from .oracles import Array, Counts
 from .outcome import Outcome, Row, merged, share
-from .plan import Costs, Effort, Stage, stages
+from .plan import DOUBLED, Costs, Effort, Stage, doubled, stages
 from .subject import Subject
 from .threat import Threat
 from .work import Attack, Images, Task, Workers, pieces
@@ -52,7 +52,9 @@ class Campaign:
         clean, non_finite = self._clean(key)
         left, rows = clean.copy(), []
         adversarial = self.images.pixels.copy()
-        for stage in stages(subject, self.effort, threat.norm):
+        pending = stages(subject, self.effort, threat.norm)
+        while pending:
+            stage = pending.pop(0)
             before = clean if not stage.survivors else left
             row, found = self._stage(key, stage, threat, before)
             for i, image in found.items():
@@ -60,6 +62,8 @@ class Campaign:
                     adversarial[i] = image
             left &= ~row.broken
             rows.append(dataclasses.replace(row, worst=share(left)))
+            if not pending and stage.way != DOUBLED:
+                pending.append(doubled(_strongest(rows)))
         return Outcome(
             subject.name,
             threat,
@@ -122,3 +126,9 @@ class Campaign:
             wrong = self.answers(key, files).argmax(1) != self.images.labels[index]
             still[index] = wrong & allowed
         return still
+
+
+def _strongest(rows: Sequence[Row]) -> Stage:
+    """The screening with gradients that left fewest images."""
+    screenings = [row for row in rows if row.alone is not None and row.stage.knows == "weights"]
+    return min(screenings, key=lambda row: row.alone.count if row.alone else 0).stage

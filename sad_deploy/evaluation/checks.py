@@ -16,6 +16,7 @@ from sad_runtime.choices import Norm
 from .campaign import Campaign
 from .oracles import Counts, GradientSource
 from .outcome import Outcome
+from .plan import DOUBLED
 from .planted import INNER, find_planted
 from .threat import Threat
 
@@ -89,11 +90,9 @@ def zero_gradients(outcome: Outcome) -> Check:
 
 def strength(campaign: Campaign, key: str, outcome: Outcome) -> list[Check]:
     """A larger ε must reach 0 %, and twice the steps must not find more."""
-    subject = campaign.subjects[key]
-    rows = [row for row in outcome.rows if row.alone is not None and row.stage.knows == "weights"]
-    if not rows:
-        return []
-    strongest = min(rows, key=lambda row: row.alone.count if row.alone else 0).stage.attacks[0]
+    twice = next(row for row in outcome.rows if row.stage.way == DOUBLED)
+    (attack,) = twice.stage.attacks
+    strongest = dataclasses.replace(attack, steps=attack.steps // 2)
     some = np.zeros(len(outcome.clean), bool)
     some[np.flatnonzero(outcome.clean)[:_CHECKED_IMAGES]] = True
     large = Threat(max(_LARGE[outcome.threat.norm], outcome.threat.epsilon), outcome.threat.norm)
@@ -107,13 +106,9 @@ def strength(campaign: Campaign, key: str, outcome: Outcome) -> list[Check]:
             CARLINI,
         )
     ]
-    survivors = outcome.robust
-    twice = dataclasses.replace(strongest, steps=2 * strongest.steps)
-    broken, _ = campaign.accuracy_under(key, twice, outcome.threat, survivors)
-    points = 100 * float((survivors & broken).sum()) / len(survivors)
+    points = 100 * float(twice.broken.sum()) / len(twice.broken)
     words = f"twice the steps: −{points:.1f} points" if points else "twice the steps: +0.0"
     found.append(Check("twice_the_steps", points <= 1, words, CARLINI))
-    assert strongest.source in subject.sources
     return found
 
 

@@ -26,6 +26,9 @@ KNOWS = {"apgd": "weights", "pgd": "weights", "rays": "labels", "square": "score
 _ORDER = ("own", "plain", "base", "transfer", "constant", "exact")
 _LINF_ONLY = ("rays", "square")
 
+DOUBLED = "the strongest of these, survivors only"
+"""Words for the way of :func:`doubled`."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Effort:
@@ -106,6 +109,18 @@ def stages(subject: Subject, effort: Effort, norm: Norm) -> list[Stage]:
     return found
 
 
+def doubled(screening: Stage) -> Stage:
+    """The same attack with twice the steps, on what is left: it should find nothing more."""
+    (attack,) = screening.attacks
+    twice = dataclasses.replace(attack, steps=2 * attack.steps)
+    return Stage(DOUBLED, screening.knows, f"APGD-CE {twice.steps}", (twice,), survivors=True)
+
+
+def with_doubled(planned: Sequence[Stage]) -> list[Stage]:
+    """The stages and, for an estimate of time, the first of them with twice the steps."""
+    return [*planned, doubled(planned[0])]
+
+
 @dataclasses.dataclass(frozen=True)
 class Costs:
     """CPU seconds an image.
@@ -153,7 +168,7 @@ def expected_cost(
         costs[key].of(attack)
         for threat in threats
         for key, subject in subjects.items()
-        for stage in stages(subject, effort, threat.norm)
+        for stage in with_doubled(stages(subject, effort, threat.norm))
         for attack in stage.attacks
     )
 
@@ -185,14 +200,16 @@ def affordable(
 def _left_out(effort: Effort, norm: Norm) -> list[str]:
     full, said = EFFORTS[0], []
     if effort.steps < full.steps:
-        said.append(f"{effort.steps} of {full.steps} steps (--budget)")
+        said.append(f"only {effort.steps} of {full.steps} steps (--budget)")
     if effort.targets < full.targets:
-        said.append(f"{effort.targets} of {full.targets} target classes (--budget)")
+        said.append(f"only {effort.targets} of {full.targets} target classes (--budget)")
     for name, has, wants in (("RayS", effort.rays, full.rays), ("Square", effort.square, full.square)):
         if norm is not Norm.LINF:
             said.append(f"{name}: for L∞ alone")
         elif has < wants:
-            said.append(f"{name}: {has} of {wants} queries (--budget)" if has else f"{name} (--budget)")
+            said.append(
+                f"{name}: only {has} of {wants:,} queries (--budget)" if has else f"{name} (--budget)"
+            )
     return said
 
 
