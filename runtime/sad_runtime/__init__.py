@@ -14,7 +14,8 @@ from .version import __version__
 if TYPE_CHECKING:
     from .bundle import Bundle, check_destination, write_bundle
     from .classifier import Classifier
-    from .errors import BackendError, BundleError, ErrorCode, ImageError, UserError
+    from .errors import BackendError, BadImagesError, BundleError, ErrorCode, ImageError, UserError
+    from .given import preprocess
     from .manifest import Manifest
     from .pipeline import Options, classify
     from .prediction import Prediction
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "BackendError": "errors",
+    "BadImagesError": "errors",
     "Bundle": "bundle",
     "BundleError": "errors",
     "Classifier": "classifier",
@@ -41,11 +43,13 @@ _HOMES = {
     "classify": "pipeline",
     "Shard": "sources",
     "open_sources": "sources",
+    "preprocess": "given",
     "write_bundle": "bundle",
 }
 
 __all__ = [
     "BackendError",
+    "BadImagesError",
     "Bundle",
     "BundleError",
     "Classifier",
@@ -64,6 +68,7 @@ __all__ = [
     "check_destination",
     "classify",
     "open_sources",
+    "preprocess",
     "write_bundle",
 ]
 

@@ -7,6 +7,10 @@ from __future__ import annotations
 
 import enum
 import errno
+from collections.abc import Mapping
+
+_SHOWN = 5
+"""Images that a message names."""
 
 
 class UserError(Exception):
@@ -86,6 +90,24 @@ class ImageError(UserError):
     def __init__(self, code: ErrorCode, message: str) -> None:
         super().__init__(message)
         self.code = code
+
+
+class BadImagesError(ImageError):
+    """Some of several images cannot be used, all of them named.
+
+    Attributes:
+        failures: By the image's index, why.
+
+    Args:
+        failures: At least one; the code of the first is this error's.
+    """
+
+    def __init__(self, failures: Mapping[int, ImageError]) -> None:
+        shown = [f"images[{i}]: {error.message}" for i, error in list(failures.items())[:_SHOWN]]
+        if more := len(failures) - len(shown):
+            shown.append(f"and {more} more")
+        super().__init__(next(iter(failures.values())).code, "; ".join(shown))
+        self.failures = dict(failures)
 
 
 def reason_of(error: OSError) -> str:
