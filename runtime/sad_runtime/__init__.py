@@ -12,9 +12,18 @@ from typing import TYPE_CHECKING, Any
 from .version import __version__
 
 if TYPE_CHECKING:
+    from .batching import Batching
     from .bundle import Bundle, check_destination, write_bundle
     from .classifier import Classifier
-    from .errors import BackendError, BadImagesError, BundleError, ErrorCode, ImageError, UserError
+    from .errors import (
+        BackendError,
+        BadImagesError,
+        BundleError,
+        ErrorCode,
+        ImageError,
+        QueueFullError,
+        UserError,
+    )
     from .given import preprocess
     from .manifest import Manifest
     from .pipeline import Options, classify
@@ -26,6 +35,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "BackendError": "errors",
     "BadImagesError": "errors",
+    "Batching": "batching",
     "Bundle": "bundle",
     "BundleError": "errors",
     "Classifier": "classifier",
@@ -35,6 +45,7 @@ _HOMES = {
     "Manifest": "manifest",
     "Options": "pipeline",
     "Prediction": "prediction",
+    "QueueFullError": "errors",
     "Row": "results",
     "RunOptions": "run",
     "Summary": "results",
@@ -50,6 +61,7 @@ _HOMES = {
 __all__ = [
     "BackendError",
     "BadImagesError",
+    "Batching",
     "Bundle",
     "BundleError",
     "Classifier",
@@ -59,6 +71,7 @@ __all__ = [
     "Manifest",
     "Options",
     "Prediction",
+    "QueueFullError",
     "Row",
     "RunOptions",
     "Shard",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from collections.abc import Generator, Iterable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, cast
@@ -21,6 +22,9 @@ from .manifest import Manifest
 from .prediction import Prediction, joined
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    from .batching import Batcher, Batching, Traffic
     from .given import GivenImage
     from .pipeline import Pictures
     from .results.row import Row
@@ -33,17 +37,26 @@ _PIECE = 32
 
 
 class Classifier:
-    """A loaded bundle. A context manager; not for several threads at once.
+    """A loaded bundle. A context manager, and safe to use from several threads.
+
+    The backend runs one batch at a time, on all cores: two at once are no faster and take more memory
+    (benchmarks/serving.py). :meth:`submit` makes large batches of what many threads ask.
 
     Args:
         bundle: The opened bundle.
         opened: Its loaded backend, which the classifier closes.
+        batching: How :meth:`submit` makes batches, if not by the defaults.
     """
 
-    def __init__(self, bundle: Bundle, opened: OpenedBackend) -> None:
+    def __init__(self, bundle: Bundle, opened: OpenedBackend, *, batching: Batching | None = None) -> None:
         self.bundle = bundle
         self.backend: Backend = opened.backend
         self.backend_reason = opened.reason
+        self._running = threading.Lock()
+        self._batching = batching
+        self._batcher: Batcher | None = None
+        self._starting = threading.Lock()
+        self._closed = False
 
     @classmethod
     def load(
@@ -56,6 +69,7 @@ class Classifier:
         device: str = "CPU",
         unverified: bool = False,
         notice: Notice = ignore,
+        batching: Batching | None = None,
     ) -> Classifier:
         """Load a bundle.
 
@@ -70,6 +84,7 @@ class Classifier:
             unverified: Load also what does not compute here what the bundle's references say.
             notice: Told once, in one line, if memory is short and batches become smaller, or of what
                 ``unverified`` lets pass.
+            batching: How :meth:`submit` makes batches.
 
         Raises:
             BundleError: The bundle cannot be used.
@@ -81,7 +96,7 @@ class Classifier:
             precision=precision, tf32=tf32, device=device, unverified=unverified, notice=notice
         )
         opened_bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-        return cls(opened_bundle, open_backend(opened_bundle, choice, options))
+        return cls(opened_bundle, open_backend(opened_bundle, choice, options), batching=batching)
 
     def __repr__(self) -> str:
         manifest = self.manifest
@@ -118,7 +133,6 @@ class Classifier:
 
         ``for row in classifier.stream("photos/"): print(row.path, row.class_name)``. Memory is bounded,
         however many images there are. Closing the iterator, or leaving it to be collected, ends the threads.
-        The classifier must not be used otherwise meanwhile.
 
         Args:
             sources: One folder, file, pattern, list or archive as the command line takes it; or an iterable,
@@ -211,7 +225,8 @@ class Classifier:
                 hint=None if self.bundle.plain else f"sad-deploy export {self.bundle.root}",
             )
         if len(images):
-            values = self.backend.run(images, wanted)
+            with self._running:
+                values = self.backend.run(images, wanted)
         else:  # engines take no empty batch
             row = {
                 LOGITS: (self._classes,),
@@ -227,6 +242,46 @@ class Classifier:
                 hint=f"sad-deploy export {self.bundle.root}",
             )
         return Prediction(logits, values.get(SALIENCY), values.get(PLAIN_LOGITS))
+
+    def submit(self, image: GivenImage, *, block: bool = False, timeout: float | None = None) -> Future[Row]:
+        """Classify one image together with those that other threads submit at about the same time.
+
+        It is decoded in a pool and joins the next batch. The first call starts the threads, :meth:`close`
+        ends them. Callbacks of a future run in these threads: they should be short, and neither wait for
+        another future, nor submit with ``block``, nor close.
+
+        Args:
+            image: One image in any form that :meth:`predict` takes; bytes and file objects are used up.
+            block: Wait for room where there is none.
+            timeout: Seconds to wait at most; by default as long as it takes.
+
+        Returns:
+            Its row, as of :meth:`stream`, but never one with an error: that is raised by ``result()``, as an
+            ImageError, or a BackendError if the image could not be run even alone. Until its batch begins it
+            can be cancelled.
+
+        Raises:
+            QueueFullError: As many images are waiting as ``batching`` allows.
+            UserError: The classifier is closed, or this is no image at all.
+        """
+        return self._started().submit(image, block=block, timeout=timeout)
+
+    @property
+    def traffic(self) -> Traffic:
+        """What came through :meth:`submit`, in numbers."""
+        from .batching import Traffic
+
+        return Traffic() if self._batcher is None else self._batcher.traffic
+
+    def _started(self) -> Batcher:
+        from .batching import Batcher, Batching
+
+        with self._starting:
+            if self._batcher is None:
+                if self._closed:
+                    raise UserError("the classifier is closed")
+                self._batcher = Batcher(self, self._batching or Batching())
+            return self._batcher
 
     @property
     def _classes(self) -> int:
@@ -254,8 +309,13 @@ class Classifier:
         return images
 
     def close(self) -> None:
-        """Give back memory and devices. May be called twice."""
-        self.backend.close()
+        """Answer what :meth:`submit` accepted, then give back memory and devices. May be called twice."""
+        with self._starting:  # from here on nobody starts it
+            self._closed = True
+        if self._batcher is not None:
+            self._batcher.close()
+        with self._running:
+            self.backend.close()
 
     def __enter__(self) -> Self:
         return self

@@ -51,6 +51,19 @@ class BackendError(UserError):
     """A requested backend cannot run here; nothing falls back silently."""
 
 
+class QueueFullError(UserError):
+    """As many images are accepted and not yet answered as there may be; a service says "busy" (HTTP 503).
+
+    Args:
+        most: How many that is.
+    """
+
+    def __init__(self, most: int) -> None:
+        super().__init__(
+            f"{most} images are waiting already", hint="try again later, or submit(…, block=True)"
+        )
+
+
 class OutOfDeviceMemoryError(BackendError):
     """The GPU has no memory for a batch of this size; a smaller one may fit."""
 

@@ -191,7 +191,9 @@ def as_item(image: GivenImage, place: int) -> Item:
     raise UserError(f"images[{place}]: {_no_image(image)}", hint=_HINT)
 
 
-def load_item(item: Item, preprocessing: Preprocessing, *, fast: bool = False) -> Loaded:
+def load_item(
+    item: Item, preprocessing: Preprocessing, *, fast: bool = False, max_pixels: int = MAX_PIXELS
+) -> Loaded:
     """Read an item of a stream as the graph's input.
 
     Raises:
@@ -199,9 +201,9 @@ def load_item(item: Item, preprocessing: Preprocessing, *, fast: bool = False) -
         UserError: It is no image at all.
     """
     if not isinstance(item, GivenItem):
-        return load(item, preprocessing, fast=fast)
+        return load(item, preprocessing, fast=fast, max_pixels=max_pixels)
     try:
-        return load_given(item.image, preprocessing, fast=fast)
+        return load_given(item.image, preprocessing, fast=fast, max_pixels=max_pixels)
     except ImageError:
         raise
     except UserError as error:

@@ -139,7 +139,7 @@ class Pipeline:
     of two that are being decoded, one more for each worker and, with pictures, of two batches being drawn.
 
     Args:
-        classifier: The loaded bundle; nothing else may use it meanwhile.
+        classifier: The loaded bundle; others may use it meanwhile.
         items: Images in any form, see :data:`~sad_runtime.given.GivenImage`, or items; read as they are
             needed, so a generator may go on for ever.
         options: See :class:`Options`.
