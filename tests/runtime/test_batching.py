@@ -226,6 +226,31 @@ def test_closing_under_load_answers_all_that_was_accepted(bundle_folder: Path, l
     classifier.close()
 
 
+def test_closing_waits_for_no_batch_to_fill(bundle_folder: Path, labels: list[int]) -> None:
+    classifier = loaded(bundle_folder, max_batch=8, max_wait_ms=LONG)
+    futures = [classifier.submit(file) for file in FILES[:3]]
+    started = time.monotonic()
+    classifier.close()
+    assert time.monotonic() - started < 30
+    assert [future.result(0).label for future in futures] == labels[:3]
+
+
+@pytest.mark.parametrize("last", [FILES[0], b"text"])
+def test_closing_waits_for_an_image_that_still_arrives_good_or_bad(bundle_folder: Path, last: bytes) -> None:
+    classifier = loaded(bundle_folder, max_wait_ms=0)
+    held = Held(last)
+    future = classifier.submit(held)
+    with ThreadPoolExecutor(1) as other:
+        closing = other.submit(classifier.close)
+        assert held.asked.wait(30)
+        time.sleep(0.1)  # by now the model's thread waits for it
+        assert not closing.done()
+        held.gate.set()
+        assert closing.result(30) is None
+    assert future.done()
+    assert not of_batcher()
+
+
 def test_a_classifier_closed_before_its_first_image_starts_no_thread(bundle_folder: Path) -> None:
     classifier = loaded(bundle_folder)
     classifier.close()
