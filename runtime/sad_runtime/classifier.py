@@ -40,8 +40,8 @@ class Classifier:
     """A loaded bundle. A context manager, and safe to use from several threads.
 
     The backend runs one batch at a time, on all cores. Most backends allow no more, and in onnxruntime on the
-    CPU four at once are at most a fifth faster and take more memory (benchmarks/serving.py). :meth:`submit`
-    makes large batches of what many threads ask.
+    CPU four at once are at most a fifth faster (benchmarks/serving.py). :meth:`submit` makes large batches
+    of what many threads ask.
 
     Args:
         bundle: The opened bundle.
