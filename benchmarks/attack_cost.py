@@ -2,8 +2,8 @@
 
     python benchmarks/attack_cost.py [--model resnet18] [--images 16] [--steps 20]
 
-CPU time of APGD on the cross-entropy through both passes of a two-pass graph (random weights, one thread) over
-that of as many runs of its attack graph and of the graph itself on the same images, measured right after it.
+CPU time of APGD on the cross-entropy through both passes of a two-pass graph (random weights, one thread)
+over that of as many runs of its attack graph and of the graph itself on the same images.
 """
 
 from __future__ import annotations

@@ -29,13 +29,13 @@ import onnx
 from measuring import machine, write_results
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 from sad_runtime.bundle import write_bundle
 from sad_runtime.classifier import Classifier
 from sad_runtime.devices import available_cores
 from sad_runtime.manifest import Defence, Graph, InputSpace, ModelSource, Preprocessing
 from sad_runtime.pipeline import Options, classify
-from sad_runtime.preprocess import load
+from sad_runtime.preprocessing import load
 from sad_runtime.results import Columns, Ranked, Row, RunRecord, open_output
 from sad_runtime.sources import FileItem
 from tests.support.tiny_bundle import linear_model, manifest_of, write_tiny_bundle

@@ -9,7 +9,7 @@ from PIL import Image
 
 from sad_runtime.errors import ImageError, UserError
 from sad_runtime.manifest import Color, Preprocessing
-from sad_runtime.preprocess import load
+from sad_runtime.preprocessing import load
 from sad_runtime.sources import open_sources
 
 from .graph.expression import Array

@@ -12,9 +12,19 @@ from typing import TYPE_CHECKING, Any
 from .version import __version__
 
 if TYPE_CHECKING:
+    from .batching import Batching
     from .bundle import Bundle, check_destination, write_bundle
     from .classifier import Classifier
-    from .errors import BackendError, BundleError, ErrorCode, ImageError, UserError
+    from .errors import (
+        BackendError,
+        BadImagesError,
+        BundleError,
+        ErrorCode,
+        ImageError,
+        QueueFullError,
+        UserError,
+    )
+    from .given import preprocess
     from .manifest import Manifest
     from .pipeline import Options, classify
     from .prediction import Prediction
@@ -24,6 +34,8 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "BackendError": "errors",
+    "BadImagesError": "errors",
+    "Batching": "batching",
     "Bundle": "bundle",
     "BundleError": "errors",
     "Classifier": "classifier",
@@ -33,6 +45,7 @@ _HOMES = {
     "Manifest": "manifest",
     "Options": "pipeline",
     "Prediction": "prediction",
+    "QueueFullError": "errors",
     "Row": "results",
     "RunOptions": "run",
     "Summary": "results",
@@ -41,11 +54,14 @@ _HOMES = {
     "classify": "pipeline",
     "Shard": "sources",
     "open_sources": "sources",
+    "preprocess": "given",
     "write_bundle": "bundle",
 }
 
 __all__ = [
     "BackendError",
+    "BadImagesError",
+    "Batching",
     "Bundle",
     "BundleError",
     "Classifier",
@@ -55,6 +71,7 @@ __all__ = [
     "Manifest",
     "Options",
     "Prediction",
+    "QueueFullError",
     "Row",
     "RunOptions",
     "Shard",
@@ -64,6 +81,7 @@ __all__ = [
     "check_destination",
     "classify",
     "open_sources",
+    "preprocess",
     "write_bundle",
 ]
 

@@ -7,6 +7,10 @@ from __future__ import annotations
 
 import enum
 import errno
+from collections.abc import Mapping
+
+_SHOWN = 5
+"""Images that a message names."""
 
 
 class UserError(Exception):
@@ -45,6 +49,19 @@ class BundleError(UserError):
 
 class BackendError(UserError):
     """A requested backend cannot run here; nothing falls back silently."""
+
+
+class QueueFullError(UserError):
+    """As many images are accepted and not yet answered as there may be; a service says "busy" (HTTP 503).
+
+    Args:
+        most: How many that is.
+    """
+
+    def __init__(self, most: int) -> None:
+        super().__init__(
+            f"{most} images are waiting already", hint="try again later, or submit(…, block=True)"
+        )
 
 
 class OutOfDeviceMemoryError(BackendError):
@@ -86,6 +103,24 @@ class ImageError(UserError):
     def __init__(self, code: ErrorCode, message: str) -> None:
         super().__init__(message)
         self.code = code
+
+
+class BadImagesError(ImageError):
+    """Some of several images cannot be used, all of them named.
+
+    Attributes:
+        failures: By the image's index, why.
+
+    Args:
+        failures: At least one; the code of the first is this error's.
+    """
+
+    def __init__(self, failures: Mapping[int, ImageError]) -> None:
+        shown = [f"images[{i}]: {error.message}" for i, error in list(failures.items())[:_SHOWN]]
+        if more := len(failures) - len(shown):
+            shown.append(f"and {more} more")
+        super().__init__(next(iter(failures.values())).code, "; ".join(shown))
+        self.failures = dict(failures)
 
 
 def reason_of(error: OSError) -> str:

@@ -10,8 +10,9 @@ import contextlib
 import dataclasses
 import io
 import re
+import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 # The plugins are imported by name because Image.open(formats=...) looks only among those already imported.
 from PIL import (
@@ -77,6 +78,9 @@ _TEXT_BOMB = re.compile("MAX_TEXT_CHUNK|MAX_TEXT_MEMORY")
 # Orientations under which height and width change places.
 _LYING = (5, 6, 7, 8)
 
+# Pillow's images are not for two threads at once, and one that is given twice would be loaded by both.
+_LOADING = threading.Lock()
+
 # Pillow warns of damaged metadata, which decides nothing here, and of large images, which are refused below.
 # Warnings cannot be silenced thread by thread; appended, these yield to whatever the program has set.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning, append=True)
@@ -96,7 +100,9 @@ class Decoded:
     frames: int
 
 
-def decode(data: bytes, *, exif: ExifOrientation, fast: NeededShape | None = None) -> Decoded:
+def decode(
+    data: bytes, *, exif: ExifOrientation, fast: NeededShape | None = None, max_pixels: int = MAX_PIXELS
+) -> Decoded:
     """Decode one image, the first frame of an animation, the first page of a document.
 
     Args:
@@ -105,6 +111,7 @@ def decode(data: bytes, *, exif: ExifOrientation, fast: NeededShape | None = Non
         fast: (height, width) of the upright image → (height, width) that it will be resized to. A JPEG is
             then decoded at a half, a quarter or an eighth, but never below that: less work, and pixels that
             differ.
+        max_pixels: Most pixels that are decoded; the header says how many there are.
 
     Raises:
         ImageError: It cannot be used; :class:`~sad_runtime.errors.ErrorCode` lists the codes.
@@ -114,21 +121,58 @@ def decode(data: bytes, *, exif: ExifOrientation, fast: NeededShape | None = Non
     media = iso_media.format_of(data)
     if media is not None:
         iso_media.make_readable(media)
-    try:
+    with _refused(data):
         # Opening reads the header, which is what the limit looks at; load() decodes.
         image = Image.open(io.BytesIO(data), formats=FORMATS if media is None else (media,))
-        width, height = image.size
-        if width * height > MAX_PIXELS:
-            raise ImageError(ErrorCode.TOO_LARGE, f"{width}×{height} is more than {MAX_PIXELS} pixels")
-        if not width or not height:
-            raise ImageError(ErrorCode.CORRUPT, f"{width}×{height} holds no pixel")
+        check_size(image.width, image.height, max_pixels)
         if fast is not None:
             image.draft(None, _needed_size(image, exif, fast))
         image.load()
+    frames = count_frames(data) if media is None else int(getattr(image, "n_frames", 1))
+    return Decoded(_upright(image) if exif is ExifOrientation.APPLY else image, frames)
+
+
+def decode_opened(image: Image.Image, *, exif: ExifOrientation, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """An image of Pillow's, decoded and upright as one from :func:`decode` is; what was given stays as it is.
+
+    Args:
+        image: The frame at which it stands is taken. Whoever opened it chose the formats.
+        exif: Whether the orientation tag that it carries turns it.
+        max_pixels: Most pixels.
+
+    Raises:
+        ImageError: It cannot be decoded, or has too many pixels.
+    """
+    with _refused():
+        check_size(image.width, image.height, max_pixels)
+        with _LOADING:
+            image.load()
+    if exif is ExifOrientation.APPLY and _orientation(image) not in (None, 1):
+        return _upright(image.copy())
+    return image
+
+
+def check_size(width: int, height: int, max_pixels: int = MAX_PIXELS) -> None:
+    """Refuse an image of no pixel or of too many.
+
+    Raises:
+        ImageError: ``too-large`` or ``corrupt``.
+    """
+    if width * height > max_pixels:
+        raise ImageError(ErrorCode.TOO_LARGE, f"{width}×{height} is more than {max_pixels} pixels")
+    if not width or not height:
+        raise ImageError(ErrorCode.CORRUPT, f"{width}×{height} holds no pixel")
+
+
+@contextlib.contextmanager
+def _refused(data: bytes = b"") -> Iterator[None]:
+    """Whatever opening or decoding raises, as the image's error; ``data`` is the file, if it is at hand."""
+    try:
+        yield
     except ImageError:
         raise
     except UnidentifiedImageError:
-        if media is not None or data.startswith(_SIGNATURES):
+        if data.startswith(_SIGNATURES) or iso_media.format_of(data) is not None:
             raise ImageError(
                 _cut_or_corrupt(data), "the file starts as an image but cannot be decoded"
             ) from None
@@ -141,8 +185,6 @@ def decode(data: bytes, *, exif: ExifOrientation, fast: NeededShape | None = Non
         raise ImageError(ErrorCode.TOO_LARGE, "not enough memory to decode it") from None
     except Exception as error:  # whatever a decoder raises on a stranger's bytes, the bytes are at fault
         raise _damaged(data, error) from error
-    frames = count_frames(data) if media is None else int(getattr(image, "n_frames", 1))
-    return Decoded(_upright(image) if exif is ExifOrientation.APPLY else image, frames)
 
 
 def _needed_size(image: Image.Image, exif: ExifOrientation, needed: NeededShape) -> tuple[int, int]:

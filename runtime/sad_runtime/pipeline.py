@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import os
 import threading
 from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -16,7 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol, Self, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -24,15 +25,20 @@ import numpy.typing as npt
 from .backends.protocol import LOGITS, PLAIN_LOGITS, SALIENCY, Backend
 from .devices import available_cores
 from .errors import ImageError, UserError
+from .given import GivenImage, as_item, load_item
 from .manifest import Manifest
 from .prediction import Prediction
-from .preprocess import Loaded, load
+from .preprocessing import Loaded
 from .results.answers import rows_of
 from .results.row import Failure, Row
-from .sources import FileItem, Item, Stamp
+from .sources import Item, Stamp
 
 _SECONDS_FOR_SOURCE = 1.0
 """How long the end waits for a source that does not answer, standard input for example."""
+
+
+_NOTHING = object()
+"""Follows the last image."""
 
 
 class Model(Protocol):
@@ -107,7 +113,7 @@ class Options:
 
 
 def classify(
-    classifier: Model, items: Iterable[Item | str | os.PathLike[str]], options: Options | None = None
+    classifier: Model, items: Iterable[GivenImage], options: Options | None = None
 ) -> Generator[list[Row], None, None]:
     """Classify images; a :class:`Pipeline` as a generator, which ends its threads when it is closed.
 
@@ -133,18 +139,17 @@ class Pipeline:
     of two that are being decoded, one more for each worker and, with pictures, of two batches being drawn.
 
     Args:
-        classifier: The loaded bundle; nothing else may use it meanwhile.
-        items: Images or paths of image files; read as they are needed, so a generator may go on for ever.
+        classifier: The loaded bundle; others may use it meanwhile.
+        items: Images in any form, see :data:`~sad_runtime.given.GivenImage`, or items; read as they are
+            needed, so a generator may go on for ever.
         options: See :class:`Options`.
 
     Raises:
         BackendError: On iteration: a batch could not be run.
-        UserError: On iteration: a picture cannot be written, or a source not be read.
+        UserError: On iteration: a picture cannot be written, a source not be read, or something is no image.
     """
 
-    def __init__(
-        self, classifier: Model, items: Iterable[Item | str | os.PathLike[str]], options: Options
-    ) -> None:
+    def __init__(self, classifier: Model, items: Iterable[GivenImage], options: Options) -> None:
         workers = options.workers or available_cores()
         self._classifier = classifier
         self._options = options
@@ -197,16 +202,17 @@ class Pipeline:
     ) -> None:
         self.close()
 
-    def _find(self, items: Iterable[Item | str | os.PathLike[str]]) -> None:
+    def _find(self, items: Iterable[GivenImage]) -> None:
         """Items → decoding; the first stage's thread."""
         try:
             iterator = iter(items)
-            while self._room_to_decode.acquire() and not self._stopped:
-                item = next(iterator, None)
-                if item is None:
+            for place in itertools.count():
+                if not self._room_to_decode.acquire() or self._stopped:
                     break
-                if isinstance(item, (str, os.PathLike)):
-                    item = FileItem(os.fspath(item))
+                found = next(iterator, _NOTHING)
+                if found is _NOTHING:
+                    break
+                item = as_item(cast(GivenImage, found), place)
                 self._decoded.put(_Decoding(item, self._pool.submit(self._decode, item)))
         except BaseException as error:
             self._decoded.put(_End(error))
@@ -216,7 +222,7 @@ class Pipeline:
     def _decode(self, item: Item) -> _Decoded:
         stamp = item.stamp()  # before reading: a file that changes meanwhile is then known to have changed
         try:
-            image = load(item, self._classifier.manifest.preprocessing, fast=self._options.fast_decode)
+            image = load_item(item, self._classifier.manifest.preprocessing, fast=self._options.fast_decode)
         except ImageError as error:
             return _Decoded(stamp, Failure(error.code, error.message))
         return _Decoded(stamp, image)

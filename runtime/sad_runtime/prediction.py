@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +35,19 @@ class Prediction:
     def probabilities(self) -> npt.NDArray[np.float64]:
         """(N, K): softmax of the logits."""
         return softmax(self.logits)
+
+
+def joined(parts: Sequence[Prediction]) -> Prediction:
+    """Predictions of the same outputs, at least one, as one of all their images."""
+    if len(parts) == 1:
+        return parts[0]
+
+    def together(name: str) -> npt.NDArray[np.float32] | None:
+        values = [getattr(part, name) for part in parts]
+        return None if values[0] is None else np.concatenate(values)
+
+    logits = np.concatenate([part.logits for part in parts])
+    return Prediction(logits, together("saliency"), together("plain_logits"))
 
 
 def softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from sad_runtime.errors import ImageError, UserError
 from sad_runtime.manifest import Preprocessing
-from sad_runtime.preprocess import load
+from sad_runtime.preprocessing import load
 from sad_runtime.sources import FileItem, Item
 
 from .figures import Decode, Images

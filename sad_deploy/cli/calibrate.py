@@ -46,10 +46,10 @@ def calibrate(
     from sad_runtime.bundle import check_destination
 
     check_destination(out)
-    if not overwrite:
-        _refuse_exported(out)
     for module in _NEEDS:
         require(module, extra="calibrate", need="sad-deploy calibrate")
+    if not overwrite:
+        _refuse_exported(out)
     from sad_deploy.calibration_job import run
     from sad_deploy.eta_advice import refusal
     from sad_deploy.preparation import prepare

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from sad_runtime.errors import ImageError, UserError
 from sad_runtime.images import EXTENSIONS
 from sad_runtime.manifest import Preprocessing
-from sad_runtime.preprocess import load
+from sad_runtime.preprocessing import load
 from sad_runtime.sources import FileItem
 
 from ..progress import Decoded

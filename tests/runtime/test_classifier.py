@@ -69,10 +69,13 @@ def with_value(value: float) -> Array:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (images(2).tolist(), "must be a numpy array .* got list"),
-        (images(2).astype(np.float64), "got float64"),
-        ((images(2) * 255).astype(np.uint8), "got uint8"),
-        (images(2)[0], r"got shape \(3, 8, 8\)"),
+        (images(2).tolist(), r"images\[0\]: list is no image"),
+        (7, "int is no image"),
+        ([images(1)[0], None], r"images\[1\]: NoneType is no image"),
+        ([images(1)], r"images\[0\]: an array must be \(3, 8, 8\) of floats .* got \(1, 3, 8, 8\)"),
+        (images(2).astype(np.int32), "got int32"),
+        ((images(2) * 255).astype(np.uint8), r"\(N, H, W, C\) of uint8 .* got \(2, 3, 8, 8\) of uint8"),
+        (images(2)[0].transpose(1, 2, 0), r"an array must be \(3, 8, 8\) of floats .* got \(8, 8, 3\)"),
         (images(2).transpose(0, 2, 3, 1), r"\(N, 3, 8, 8\) float32 in \[0, 1\], got shape \(2, 8, 8, 3\)"),
         (images(2)[:, :1], r"got shape \(2, 1, 8, 8\)"),
         (with_value(math.nan), r"images\[1\] holds a value that is not finite"),

@@ -16,7 +16,7 @@ from sad_runtime import frames, images
 from sad_runtime.errors import ErrorCode, ImageError
 from sad_runtime.images import decode
 from sad_runtime.manifest import Color, ExifOrientation
-from sad_runtime.preprocess import to_color
+from sad_runtime.preprocessing import to_color
 from tests.support.image_zoo import (
     PHOTO,
     bad_files,

@@ -17,7 +17,7 @@ from sad_runtime.classifier import Classifier
 from sad_runtime.errors import ErrorCode, UserError
 from sad_runtime.overlay import OverlayWriter
 from sad_runtime.pipeline import Options, Pipeline, classify
-from sad_runtime.preprocess import load
+from sad_runtime.preprocessing import load
 from sad_runtime.results import Row
 from sad_runtime.sources import FileItem, open_sources
 from tests.support.tiny_bundle import LinearModel, write_tiny_bundle

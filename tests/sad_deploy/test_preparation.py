@@ -11,7 +11,7 @@ from sad_deploy.preparation import prepare
 from sad_deploy.recipe import Options, resolve
 from sad_runtime.errors import UserError
 from sad_runtime.manifest import Color, ExifOrientation, Interpolation, Preprocessing
-from sad_runtime.preprocess import load
+from sad_runtime.preprocessing import load
 from sad_runtime.sources import FileItem
 
 FACTORY = """

@@ -23,7 +23,7 @@ PLAIN_LOGITS = "plain_logits"
 
 
 class Backend(Protocol):
-    """A loaded two-pass graph. A context manager; not for several threads at once.
+    """A loaded two-pass graph. A context manager; for one thread at a time, which the classifier sees to.
 
     Attributes:
         name: ``cpu``, ``openvino``, ``cuda``, ``tensorrt`` or ``rtx``.

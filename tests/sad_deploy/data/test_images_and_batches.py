@@ -15,7 +15,7 @@ from sad_deploy.data.digits import PREPROCESSING, digits_splits
 from sad_deploy.data.image_set import stratified_split
 from sad_runtime.errors import UserError
 from sad_runtime.manifest import Color, Preprocessing
-from sad_runtime.preprocess import load
+from sad_runtime.preprocessing import load
 from sad_runtime.sources import FileItem
 
 TINY = Preprocessing(color=Color.RGB, resize=10, crop=(8, 8))

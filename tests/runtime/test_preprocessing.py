@@ -13,7 +13,7 @@ from torchvision.transforms import InterpolationMode
 
 from sad_runtime.errors import ErrorCode, ImageError
 from sad_runtime.manifest import Color, Interpolation, Preprocessing
-from sad_runtime.preprocess import load, nearest_samples, resized_shape, to_array, to_color
+from sad_runtime.preprocessing import load, nearest_samples, resized_shape, to_array, to_color
 from sad_runtime.sources import FileItem
 
 ONE_LEVEL = 1 / 255 + 1e-6

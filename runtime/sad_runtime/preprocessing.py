@@ -51,19 +51,39 @@ class Loaded:
     frames: int
 
 
-def load(item: Item, preprocessing: Preprocessing, *, fast: bool = False) -> Loaded:
+def load(
+    item: Item, preprocessing: Preprocessing, *, fast: bool = False, max_pixels: int = MAX_PIXELS
+) -> Loaded:
     """Read one image as the graph's input.
 
     Args:
         item: Where it is.
         preprocessing: What the manifest says.
         fast: Decode a JPEG at a half, a quarter or an eighth, if the resize needs no more. The pixels differ.
+        max_pixels: Most pixels that are decoded.
+
+    Raises:
+        ImageError: The image cannot be used.
+    """
+    return load_bytes(item.read(), preprocessing, fast=fast, max_pixels=max_pixels)
+
+
+def load_bytes(
+    data: bytes, preprocessing: Preprocessing, *, fast: bool = False, max_pixels: int = MAX_PIXELS
+) -> Loaded:
+    """Decode one image file as the graph's input.
+
+    Args:
+        data: The file.
+        preprocessing: What the manifest says.
+        fast: As for :func:`load`.
+        max_pixels: Most pixels that are decoded.
 
     Raises:
         ImageError: The image cannot be used.
     """
     needed = functools.partial(resized_shape, resize=preprocessing.resize) if fast else None
-    decoded = decode(item.read(), exif=preprocessing.exif_orientation, fast=needed)
+    decoded = decode(data, exif=preprocessing.exif_orientation, fast=needed, max_pixels=max_pixels)
     return Loaded(to_array(decoded.image, preprocessing), decoded.frames)
 
 
