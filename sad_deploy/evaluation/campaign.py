@@ -40,13 +40,12 @@ class Campaign:
     total: float = 1.0
     _spent: float = 0.0
 
-    def attack(self, key: str, threat: Threat, seeds: Mapping[int, Array] | None = None) -> Outcome:
+    def attack(self, key: str, threat: Threat) -> Outcome:
         """One subject under one threat, all stages.
 
         Args:
             key: Of the subject.
             threat: What is allowed.
-            seeds: Images by index that fooled another subject: shown to this one first.
         """
         subject = self.subjects[key]
         clean, non_finite = self._clean(key)

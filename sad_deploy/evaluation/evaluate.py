@@ -15,7 +15,7 @@ from sad_runtime.errors import UserError
 from . import checks
 from .campaign import Campaign, Progress
 from .outcome import Outcome, Paired, Row, Share, share
-from .plan import Costs, Effort, affordable, expected_cost, sample
+from .plan import Costs, Effort, affordable, expected_cost, left_out, sample
 from .subject import Subject, without_twins
 from .threat import Threat
 from .work import Bench, Images, Workers
@@ -126,11 +126,11 @@ def evaluate(subjects: Mapping[str, Subject], images: Images, setting: Setting, 
     measured = {
         key: Costs.measured(each, *sample(images.pixels, images.labels)) for key, each in subjects.items()
     }
-    effort, left_out = affordable(main, measured, setting.threats, len(images), setting.budget)
     processes = setting.processes or _cores()
     bench = Bench(subjects, images, setting.seed)
     place = folder / _fingerprint(subjects, images, setting)
     place.mkdir(parents=True, exist_ok=True)
+    effort = _effort(place, main, measured, images, setting)
     with contextlib.closing(Workers(bench, place, processes)) as workers:
         total = expected_cost(main, measured, effort, setting.threats, len(images))
         campaign = Campaign(workers, subjects, images, effort, measured, setting.progress, total)
@@ -141,7 +141,32 @@ def evaluate(subjects: Mapping[str, Subject], images: Images, setting: Setting, 
     if "transfer" not in main[next(iter(main))].sources:
         notes.append("transfer from another network: none given (--transfer)")
     seconds = sum(row.seconds for result in results for row in _rows(result))
-    return Evaluation(tuple(results), images, effort, (*left_out, *notes), seconds, setting.seed)
+    return Evaluation(
+        tuple(results),
+        images,
+        effort,
+        (*left_out(effort, setting.threats[0].norm), *notes),
+        seconds,
+        setting.seed,
+    )
+
+
+def _effort(
+    place: Path,
+    subjects: Mapping[str, Subject],
+    costs: Mapping[str, Costs],
+    images: Images,
+    setting: Setting,
+) -> Effort:
+    """What fits into the budget, as it was found when the run began: times differ from call to call."""
+    path = place / f"effort-{setting.budget}-{len(setting.threats)}.json"
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        return Effort(**json.loads(path.read_text()))
+    effort = affordable(subjects, costs, setting.threats, len(images), setting.budget)
+    draft = path.with_suffix(".draft")
+    draft.write_text(json.dumps(dataclasses.asdict(effort)))
+    draft.rename(path)
+    return effort
 
 
 def _under(campaign: Campaign, threat: Threat, setting: Setting) -> Result:

@@ -179,8 +179,8 @@ def affordable(
     threats: Sequence[Threat],
     images: int,
     seconds: float | None,
-) -> tuple[Effort, tuple[str, ...]]:
-    """The strongest effort that fits, and what it leaves out of the strongest, in words.
+) -> Effort:
+    """The strongest effort that fits; the least one where none does.
 
     Args:
         subjects: Everything that is attacked.
@@ -194,10 +194,11 @@ def affordable(
         for chosen in EFFORTS:
             if expected_cost(subjects, costs, chosen, threats, images) <= seconds:
                 break
-    return chosen, tuple(_left_out(chosen, threats[0].norm))
+    return chosen
 
 
-def _left_out(effort: Effort, norm: Norm) -> list[str]:
+def left_out(effort: Effort, norm: Norm) -> list[str]:
+    """What an effort leaves out of the strongest, in words."""
     full, said = EFFORTS[0], []
     if effort.steps < full.steps:
         said.append(f"only {effort.steps} of {full.steps} steps (--budget)")
