@@ -22,9 +22,10 @@ def script():
     torch.set_num_threads(threads)
 
 
-def test_the_default_network_reaches_98_percent_on_unseen_digits(script):
-    model = build_model("digits", 10)
-    model.load_state_dict(digits_state_dict())
+@pytest.mark.parametrize("adversarial", [False, True])
+def test_the_embedded_networks_reach_98_percent_on_unseen_digits(script, adversarial):
+    model = build_model("digits-adversarial" if adversarial else "digits", 10)
+    model.load_state_dict(digits_state_dict(adversarial=adversarial))
     _, held_out, test = digits_splits()
     assert script["accuracy"](model.eval(), test) >= 98
     assert script["accuracy"](model.eval(), held_out) >= 98
@@ -38,3 +39,12 @@ def test_the_script_writes_such_weights_the_same_each_time(script, tmp_path):
     assert {n: (t.shape, t.dtype) for n, t in written.items()} == {
         n: (t.shape, t.dtype) for n, t in shipped.items()
     }
+
+
+def test_adversarial_training_goes_on_from_the_natural_network(script, tmp_path):
+    script["main"](tmp_path / "file", epochs=1, adversarial=True)
+    written, natural = safetensors.torch.load_file(tmp_path / "file"), digits_state_dict()
+    assert not torch.equal(written["conv.weight"], natural["conv.weight"])
+    model = build_model("digits-adversarial", 10)
+    model.load_state_dict(written)
+    assert script["accuracy"](model.eval(), digits_splits()[2]) >= 90
