@@ -163,7 +163,7 @@ def evaluate(
     from sad_deploy.evaluation.evaluate import Setting
     from sad_deploy.evaluation.evaluate import evaluate as attack
 
-    from .running import share_progress
+    from .progress import share_progress
 
     if report is not None:
         Destination.of(report)

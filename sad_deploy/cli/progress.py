@@ -20,6 +20,15 @@ _LINES_APART = 30.0
 _FIRST_LINE = 5.0
 """Seconds of work before the first one; what is shorter says nothing."""
 
+_A_LINE_EVERY = 60.0
+"""Seconds, where output is no terminal."""
+
+_KNOWN_FROM = 0.05
+"""Share of the work from which on what is left can be told."""
+
+_ESTIMATED_OVER = 3600.0
+"""Seconds of which rich knows the speed: a part of an attack may take minutes."""
+
 
 @contextlib.contextmanager
 def progress() -> Iterator[Report]:
@@ -31,6 +40,43 @@ def progress() -> Iterator[Report]:
         return
     with _bars(stderr) as report:
         yield report
+
+
+@contextlib.contextmanager
+def share_progress() -> Iterator[Callable[[str, float], None]]:
+    """Draws which share of a long work is done; without a terminal, a line a minute.
+
+    Yields:
+        To be told the name of the part that is worked on, and the share that is done.
+    """
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    from .console import stderr
+
+    is_terminal = stderr.is_terminal
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    drawn = Progress(
+        *columns,
+        console=stderr,
+        transient=True,
+        disable=not is_terminal,
+        speed_estimate_period=_ESTIMATED_OVER,
+    )
+    with drawn:
+        task = drawn.add_task("attacking", total=1.0)
+        said = started = time.monotonic()
+
+        def told(name: str, share: float) -> None:
+            nonlocal said
+            drawn.update(task, description=name, completed=share)
+            now = time.monotonic()
+            if not is_terminal and now - said > _A_LINE_EVERY:
+                said = now
+                left = (now - started) * (1 - share) / max(share, 1e-6) / 60
+                soon = f", {left:.0f} min left at most" if share > _KNOWN_FROM else ""
+                print_status(f"{name}: {share:.0%} done{soon}")
+
+        yield told
 
 
 class Lines:

@@ -24,16 +24,6 @@ if TYPE_CHECKING:
     from sad_runtime.sources import Sources
 
 
-_A_LINE_EVERY = 60.0
-"""Seconds, where output is no terminal."""
-
-_KNOWN_FROM = 0.05
-"""Share of the work from which on what is left can be told."""
-
-_ESTIMATED_OVER = 3600.0
-"""Seconds of which rich knows the speed: a part of an attack may take minutes."""
-
-
 def say_backend(classifier: Classifier, precision: str) -> None:
     """Where the bundle runs and why, and whether there is a faster graph for it."""
     print_status(f"backend {classifier.backend_name} ({classifier.backend_reason})")
@@ -93,43 +83,6 @@ def _count_aside(sources: Sources, use: Callable[[int | None], None]) -> None:
             use(sources.count())
 
     threading.Thread(target=count, name="count", daemon=True).start()
-
-
-@contextlib.contextmanager
-def share_progress() -> Iterator[Callable[[str, float], None]]:
-    """Draws which share of a long work is done; without a terminal, a line a minute.
-
-    Yields:
-        To be told the name of the part that is worked on, and the share that is done.
-    """
-    import time
-
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-    is_terminal = console.stderr.is_terminal
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    progress = Progress(
-        *columns,
-        console=console.stderr,
-        transient=True,
-        disable=not is_terminal,
-        speed_estimate_period=_ESTIMATED_OVER,
-    )
-    with progress:
-        task = progress.add_task("attacking", total=1.0)
-        said = started = time.monotonic()
-
-        def told(name: str, share: float) -> None:
-            nonlocal said
-            progress.update(task, description=name, completed=share)
-            now = time.monotonic()
-            if not is_terminal and now - said > _A_LINE_EVERY:
-                said = now
-                left = (now - started) * (1 - share) / max(share, 1e-6) / 60
-                soon = f", {left:.0f} min left at most" if share > _KNOWN_FROM else ""
-                print_status(f"{name}: {share:.0%} done{soon}")
-
-        yield told
 
 
 @contextlib.contextmanager
