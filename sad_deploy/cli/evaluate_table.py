@@ -27,15 +27,6 @@ def lines(evaluation: Evaluation, data: Labelled, model: str) -> Iterator[str]:
     yield f"  left out: {left_out}. {UPPER_BOUND}" if left_out else f"  {UPPER_BOUND}"
 
 
-def headline(result: Result, images: int, data: str) -> str:
-    """One sentence that may be quoted."""
-    outcome = result.defended
-    return (
-        f"{outcome.worst_case.percent:.1f} % ({_interval(outcome.worst_case)}) in the worst case over "
-        f"{len(outcome.rows)} attacks, {outcome.threat}, {images} images of {data}"
-    )
-
-
 def clean_lines(
     found: Mapping[str, Clean], data: Labelled, model: str, classes: Sequence[str]
 ) -> Iterator[str]:

@@ -108,12 +108,8 @@ def assemble(what: Path, folder: Path, choices: Choices, *, notice: Callable[[st
     shop = Workshop(graphs, notice)
     name, file, victim = judged_file(bundle, _backend(choices), choices.precision)
     base = None if bundle.is_bare else _base(bundle, graphs, notice)
-    defended = shop.defended(name, file, victim, base, f"own-{Path(file).stem}")
-    if choices.transfer is not None:
-        source_of = shop.source(
-            "transfer", choices.transfer, Way.PLAIN, f"{choices.transfer.name}, transferred", direct=False
-        )
-        defended = dataclasses.replace(defended, sources={**defended.sources, "transfer": source_of})
+    defended = shop.defended(name, file, victim, base, f"own-{file.stem}")
+    defended = _with_transfer(defended, shop, choices.transfer)
     own = {"plain": defended.sources["plain"]}
     subjects = {DEFENDED: defended}
     if base is not None:
@@ -167,7 +163,7 @@ def unattacked(
     bundle, data = _opened(what, choices)
     graphs = folder / GRAPHS
     graphs.mkdir(parents=True, exist_ok=True)
-    shop, pixels = Workshop(graphs, notice), data.images.pixels
+    shop = Workshop(graphs, notice)
     _, file, victim = judged_file(bundle, _backend(choices), choices.precision)
     contenders = {"defended": victim}
     contenders["first pass, recalibrated"] = VictimFile(shop.logits("first", file, logits="plain_logits"))
@@ -176,8 +172,7 @@ def unattacked(
         contenders["undefended"] = VictimFile(shop.logits("base", base, logits="plain_logits"))
     answers = {}
     for words, each in contenders.items():
-        opened = each.open(Counts())
-        answers[words] = np.concatenate([opened(pixels[i : i + 32]) for i in range(0, len(pixels), 32)])
+        answers[words] = each.open(Counts()).in_batches(data.images.pixels)
     return bundle.manifest.model.name, data, bundle.manifest.classes, answers
 
 
@@ -208,15 +203,19 @@ def _classifier(what: Path, graphs: Path, choices: Choices, notice: Callable[[st
         )
         onnx.save(wrapped, str(file))
         reading = {"logits": "plain_logits"}
-    subject = Workshop(graphs, notice).undefended(what.name, file, {}, **reading)
-    if choices.transfer is not None:
-        other = Workshop(graphs, notice).source(
-            "transfer", choices.transfer, Way.PLAIN, f"{choices.transfer.name}, transferred", direct=False
-        )
-        subject = dataclasses.replace(subject, sources={**subject.sources, "transfer": other})
+    shop = Workshop(graphs, notice)
+    subject = _with_transfer(shop.undefended(what.name, file, {}, **reading), shop, choices.transfer)
     return Assembled(
         what.name, {UNDEFENDED: subject}, data, None, {what.name: sha256(what)}, {}, what, classes
     )
+
+
+def _with_transfer(subject: Subject, shop: Workshop, transfer: Path | None) -> Subject:
+    """With the gradients of another classifier, if one is given."""
+    if transfer is None:
+        return subject
+    other = shop.source("transfer", transfer, Way.PLAIN, f"{transfer.name}, transferred", direct=False)
+    return dataclasses.replace(subject, sources={**subject.sources, "transfer": other})
 
 
 def _own_data(calibration: Mapping[str, Any], what: Path) -> str:

@@ -73,26 +73,23 @@ class Campaign:
             non_finite,
         )
 
-    def accuracy_under(self, key: str, attack: Attack, threat: Threat, which: Array) -> tuple[Array, Counts]:
-        """(N,) which of some images one attack misclassifies, and the passes it took."""
-        stage = Stage("", "", "", (attack,))
-        row, _ = self._stage(key, stage, threat, which)
-        return row.broken, row.counts
+    def broken_by(self, key: str, attack: Attack, threat: Threat, which: Array) -> Array:
+        """(N,) which of some images one attack misclassifies."""
+        row, _ = self._stage(key, Stage("", "", "", (attack,)), threat, which)
+        return row.broken
 
     def _stage(self, key: str, stage: Stage, threat: Threat, which: Array) -> tuple[Row, dict[int, Array]]:
         """One row; of several attacks, each sees what the ones before it left."""
         n, left = len(self.images), which.copy()
         images: dict[int, Array] = {}
         counts, seconds = Counts(), 0.0
+        told = self._told(stage.name or "checks", key)
         for attack in stage.attacks:
             tasks = [Task(key, attack, threat, piece) for piece in pieces(np.flatnonzero(left))]
-            done = [self._told(stage.name or "checks", key) for _ in tasks]
-            results = self.workers.run(tasks, done[0]) if tasks else []
-            broken, found, more, took = merged(n, results)
+            broken, found, more, took = merged(n, self.workers.run(tasks, told))
             images = {**found, **images}
             left &= ~broken
-            for field in dataclasses.fields(Counts):
-                setattr(counts, field.name, getattr(counts, field.name) + getattr(more, field.name))
+            counts.add(more)
             seconds += took
         broken = which & ~left
         alone = None if stage.survivors else share(which & ~broken)
@@ -111,10 +108,8 @@ class Campaign:
         return (logits.argmax(1) == self.images.labels) & finite, int((~finite).sum())
 
     def answers(self, key: str, pixels: Array) -> Array:
-        """Logits of a subject, in batches."""
-        victim = self.workers.bench.victim(key)
-        parts = [victim(pixels[i : i + 64]) for i in range(0, len(pixels), 64)]
-        return np.concatenate(parts)
+        """Logits of a subject."""
+        return self.workers.bench.victim(key).in_batches(pixels)
 
     def _rounded(self, key: str, threat: Threat, adversarial: Array, broken: Array) -> Array:
         """Which of the fooling images still fool the subject as 8-bit files."""

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Callable
 
 import numpy as np
 
-from sad_runtime.choices import Norm
+from sad_runtime.choices import Norm, Way
 
 from .campaign import Campaign
 from .oracles import Counts, GradientSource
 from .outcome import Outcome
-from .plan import DOUBLED
+from .plan import DOUBLED, Stage
 from .planted import INNER, find_planted
 from .threat import Threat
 
@@ -31,7 +32,7 @@ _PLANTED_IMAGES = 5
 PLANTED_GRADIENTS = _PLANTED_IMAGES * (INNER + 1)
 """How many gradients, about, :func:`planted` takes."""
 _LARGE = {Norm.LINF: 0.5, Norm.L2: 10.0}
-_PIPELINE = ("both passes, S constant", "both passes, exact", "both passes, exact (S is constant)")
+_PIPELINE = (Way.CONSTANT, Way.EXACT)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,18 +54,22 @@ class Check:
 
 def masking(outcome: Outcome) -> list[Check]:
     """Whether attackers who know less, or who ignore the defence, do better than the gradient through it."""
-    through = outcome.alone(_PIPELINE)
+    through = outcome.alone(lambda stage: stage.source in _PIPELINE)
     if through is None:
         return []
     found = []
-    transferred = [row.stage.way for row in outcome.rows if row.stage.way.endswith("transferred")]
-    comparisons = (
-        ("transfer", transferred, "ignoring the saliency", CARLINI),
-        ("labels", ["labels"], "an attacker who sees only labels", CROCE),
-        ("scores", ["scores"], "an attacker who sees only scores", CARLINI),
+    comparisons: tuple[tuple[str, Callable[[Stage], bool], str, str], ...] = (
+        (
+            "transfer",
+            lambda stage: stage.knows == "weights" and stage.source not in _PIPELINE,
+            "ignoring the saliency",
+            CARLINI,
+        ),
+        ("labels", lambda stage: stage.knows == "labels", "an attacker who sees only labels", CROCE),
+        ("scores", lambda stage: stage.knows == "scores", "an attacker who sees only scores", CARLINI),
     )
-    for name, ways, who, source in comparisons:
-        other = outcome.alone(ways)
+    for name, fits, who, source in comparisons:
+        other = outcome.alone(fits)
         if other is None:
             continue
         points = through - other
@@ -96,7 +101,7 @@ def strength(campaign: Campaign, key: str, outcome: Outcome) -> list[Check]:
     some = np.zeros(len(outcome.clean), bool)
     some[np.flatnonzero(outcome.clean)[:_CHECKED_IMAGES]] = True
     large = Threat(max(_LARGE[outcome.threat.norm], outcome.threat.epsilon), outcome.threat.norm)
-    broken, _ = campaign.accuracy_under(key, strongest, large, some)
+    broken = campaign.broken_by(key, strongest, large, some)
     left = 100 * float((some & ~broken).sum()) / max(int(some.sum()), 1)
     found = [
         Check(

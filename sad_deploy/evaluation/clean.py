@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from sad_runtime.prediction import softmax
+
 from .oracles import Array
 from .outcome import Share, share
 
@@ -51,9 +53,8 @@ class Clean:
     def of(cls, logits: Array, labels: Array) -> Clean:
         """Of answers (N, K) to images with labels (N,). An answer that is not finite is wrong."""
         finite = np.asarray(np.isfinite(logits).all(1))
-        z = np.where(finite[:, None], logits, 0).astype(np.float64)
-        softmax = np.exp(z - z.max(1, keepdims=True))
-        confidence = (softmax / softmax.sum(1, keepdims=True)).max(1)
+        z = np.where(finite[:, None], logits, 0)
+        confidence = softmax(z).max(1)
         answers = z.argmax(1)
         right = (answers == labels) & finite
         confusion = np.zeros((logits.shape[1],) * 2, np.int64)

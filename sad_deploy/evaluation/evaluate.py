@@ -6,10 +6,10 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from sad_runtime.devices import available_cores
 from sad_runtime.errors import UserError
 
 from . import checks
@@ -107,7 +107,7 @@ def evaluate(subjects: Mapping[str, Subject], images: Images, setting: Setting, 
     """Attack the judged file and the undefended network.
 
     Args:
-        subjects: ``defended``, ``undefended`` if there is one, and further files of the bundle by name.
+        subjects: ``defended``, ``undefended``, one of them at least, and further files by name.
         images: What is attacked.
         setting: How.
         folder: Where results of pieces lie; those of an interrupted run are taken up again.
@@ -115,18 +115,11 @@ def evaluate(subjects: Mapping[str, Subject], images: Images, setting: Setting, 
     Raises:
         UserError: Labels out of range or out of step, or no image is classified as its label.
     """
-    first = next(iter(subjects))
-    subjects = {
-        key: without_twins(subject, *sample(images.pixels, images.labels))
-        for key, subject in subjects.items()
-    }
-    main = {key: subjects[key] for key in (DEFENDED, UNDEFENDED) if key in subjects} or {
-        first: subjects[first]
-    }
-    measured = {
-        key: Costs.measured(each, *sample(images.pixels, images.labels)) for key, each in subjects.items()
-    }
-    processes = setting.processes or _cores()
+    some = sample(images.pixels, images.labels)
+    subjects = {key: without_twins(subject, *some) for key, subject in subjects.items()}
+    main = {key: subjects[key] for key in (DEFENDED, UNDEFENDED) if key in subjects}
+    measured = {key: Costs.measured(each, *some) for key, each in subjects.items()}
+    processes = setting.processes or available_cores()
     bench = Bench(subjects, images, setting.seed)
     place = folder / _fingerprint(subjects, images, setting)
     place.mkdir(parents=True, exist_ok=True)
@@ -221,8 +214,7 @@ def _file_rows(campaign: Campaign, outcome: Outcome) -> Iterator[FileRow]:
                 if each.source in subject.sources and not row.stage.survivors
             ]
             for attack in attacks:
-                broken, _ = campaign.accuracy_under(key, attack, outcome.threat, direct)
-                direct &= ~broken
+                direct &= ~campaign.broken_by(key, attack, outcome.threat, direct)
         yield FileRow(
             subject.name,
             share(direct) if subject.sources else None,
@@ -280,10 +272,6 @@ def _fingerprint(subjects: Mapping[str, Subject], images: Images, setting: Setti
     digest.update(images.pixels.tobytes() + images.labels.tobytes())
     digest.update(json.dumps([setting.seed]).encode())
     return digest.hexdigest()[:16]
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _rows(result: Result) -> Iterator[Row]:

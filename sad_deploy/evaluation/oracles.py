@@ -16,6 +16,8 @@ from sad_runtime.choices import BackendChoice
 
 Array = np.ndarray[Any, Any]
 
+_BATCH = 64
+
 
 @dataclasses.dataclass
 class Counts:
@@ -30,6 +32,12 @@ class Counts:
     forward: int = 0
     backward: int = 0
     zero_gradients: int = 0
+
+    def add(self, more: Counts) -> None:
+        """Count what another counted, too."""
+        self.forward += more.forward
+        self.backward += more.backward
+        self.zero_gradients += more.zero_gradients
 
 
 class GradientSource:
@@ -99,6 +107,11 @@ class FileVictim:
         """(N, C, H, W) float32 in [0, 1] → (N, K)."""
         self.counts.forward += len(images)
         return self._run(np.ascontiguousarray(images))
+
+    def in_batches(self, images: Array) -> Array:
+        """The same of any number of images."""
+        starts = range(0, len(images), _BATCH)
+        return np.concatenate([self(images[start : start + _BATCH]) for start in starts])
 
 
 @dataclasses.dataclass(frozen=True)

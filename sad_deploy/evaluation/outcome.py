@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -109,13 +109,9 @@ class Outcome:
         """As :attr:`worst_case`, counting only attacked images that can be saved as 8-bit files."""
         return share(self.clean & ~self.rounded)
 
-    def alone(self, words: Sequence[str]) -> float | None:
-        """Lowest accuracy that a screening of these ways or with this knowledge left; None without one."""
-        found = [
-            row.alone.percent
-            for row in self.rows
-            if row.alone is not None and (row.stage.way in words or row.stage.knows in words)
-        ]
+    def alone(self, fits: Callable[[Stage], bool]) -> float | None:
+        """Lowest accuracy that a screening that fits left; None without one."""
+        found = [row.alone.percent for row in self.rows if row.alone is not None and fits(row.stage)]
         return min(found, default=None)
 
 
@@ -175,7 +171,6 @@ def merged(count: int, results: Sequence[Any]) -> tuple[Array, dict[int, Array],
         for i, image in zip(result.index[result.broken], result.adversarial, strict=True):
             images.setdefault(int(i), image)
         broken[result.index[result.broken]] = True
-        for field in dataclasses.fields(Counts):
-            setattr(counts, field.name, getattr(counts, field.name) + getattr(result.counts, field.name))
+        counts.add(result.counts)
         seconds += result.seconds
     return broken, images, counts, seconds

@@ -78,6 +78,11 @@ class Stage:
     attacks: tuple[Attack, ...]
     survivors: bool = False
 
+    @property
+    def source(self) -> str:
+        """Which of the subject's sources gives the gradients of a screening; empty without gradients."""
+        return self.attacks[0].source
+
 
 def stages(subject: Subject, effort: Effort, norm: Norm) -> list[Stage]:
     """The attacks on one subject."""

@@ -18,6 +18,7 @@ from .data import Labelled
 from .evaluate import Evaluation, Result
 from .oracles import Array
 from .outcome import Outcome, Share
+from .plan import Stage
 from .record import UPPER_BOUND
 
 PICTURES = 24
@@ -192,7 +193,7 @@ def _curve(results: Sequence[Result]) -> str:
     lines: dict[str, list[float]] = {"worst case": worst}
     for row in ordered[0].defended.rows:
         if row.alone is not None:
-            found = [each.defended.alone([row.stage.way]) for each in ordered]
+            found = [each.defended.alone(_goes_through(row.stage.way)) for each in ordered]
             lines[row.stage.way] = [clean, *(clean if value is None else value for value in found)]
     width, height, left, bottom = 560, 260, 44, 28
     largest = max(epsilons)
@@ -222,6 +223,10 @@ def _curve(results: Sequence[Result]) -> str:
         f"aria-label='accuracy against epsilon, a line for each way'>{grid}{ticks}{''.join(drawn)}</svg>"
         f"<ul class=legend>{legend}</ul></section>"
     )
+
+
+def _goes_through(way: str) -> Callable[[Stage], bool]:
+    return lambda stage: stage.way == way
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import multiprocessing
 import os
@@ -21,7 +22,7 @@ import numpy as np
 
 from .attacks import Apgd, Pgd, Problem, RayS, Search, Square
 from .losses import Loss
-from .oracles import Array, Counts, GradientSource
+from .oracles import Array, Counts, FileVictim, GradientSource
 from .subject import Subject
 from .threat import Threat
 
@@ -136,8 +137,6 @@ class Task:
     @property
     def file(self) -> str:
         """Name of its result: the piece is named by a hash, as survivors are any images."""
-        import hashlib
-
         which = hashlib.sha256(repr(self.index).encode()).hexdigest()[:12]
         return f"{self.subject}-{self.threat.norm}-{self.threat.epsilon:.6g}-{self.attack.key}-{which}.npz"
 
@@ -154,7 +153,7 @@ class Bench:
     def __init__(self, subjects: Mapping[str, Subject], images: Images, seed: int) -> None:
         self.subjects, self.images, self.seed = subjects, images, seed
         self._sources: dict[tuple[str, str], GradientSource] = {}
-        self._victims: dict[str, Any] = {}
+        self._victims: dict[str, FileVictim] = {}
 
     def __getstate__(self) -> tuple[Any, ...]:
         return self.subjects, self.images, self.seed  # another process loads for itself
@@ -181,7 +180,7 @@ class Bench:
             index, found.broken, found.adversarial[found.broken], counts, time.process_time() - started
         )
 
-    def victim(self, name: str) -> Any:
+    def victim(self, name: str) -> FileVictim:
         """The judge of a subject, loaded."""
         if name not in self._victims:
             self._victims[name] = self.subjects[name].victim.open(Counts())

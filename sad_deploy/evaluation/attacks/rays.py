@@ -11,7 +11,7 @@ import dataclasses
 
 import numpy as np
 
-from .search import Array, Problem, Search
+from .search import Array, Problem, Search, margins_of
 
 _TOLERANCE = 1e-3
 """Of a distance, in L2: where bisection ends."""
@@ -76,9 +76,8 @@ class _Rays:
         fooled[allowed] = self.search.judge(index[allowed], points[allowed]) <= 0
         beyond = ~allowed
         if beyond.any():
-            logits = self.problem.victim(points[beyond])
-            wrong = logits.argmax(1) != self.problem.labels[index[beyond]]
-            fooled[beyond] = wrong | ~np.isfinite(logits).all(1)
+            labels = self.problem.labels[index[beyond]]
+            fooled[beyond] = margins_of(self.problem.victim(points[beyond]), labels) <= 0
         return fooled
 
     def _bisect(self, index: Array, signs: Array) -> None:
