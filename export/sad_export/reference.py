@@ -47,12 +47,14 @@ def reference(forward: Path, x: Array, *, logits: str | None, form: FileForm) ->
         form: How the file's own input and output differ from those of the graph as it was read.
 
     Raises:
-        VerificationError: The file gives something else than the graph that was read from it.
+        VerificationError: The file gives something else than the graph that was read from it, or nothing
+            that can be compared.
     """
     plain = cpu_session(forward)
     stated = [value.name for value in plain.get_outputs()]
     name = logits or stated[0]
     file = plain if name in stated else cpu_session(_with_output(forward, name))
+    _refuse_what_cannot_be_compared(file, name, form.input_of(form.taken_exactly(x)), forward)
     if not form.has_other_numbers:
         return lambda x: run_rows(file, name, form.input_of(x))
     height, width = x.shape[2:]
@@ -66,6 +68,30 @@ def reference(forward: Path, x: Array, *, logits: str | None, form: FileForm) ->
     if not np.abs(ours - theirs).max() <= (_HALF_AGREES if form.half else _AGREES) * scale:
         raise VerificationError(f"{forward} gives something else than the graph read from it", hint=REPORT)
     return lambda x: run_rows(read, taken, x)
+
+
+def _refuse_what_cannot_be_compared(
+    file: onnxruntime.InferenceSession, name: str, x: Array, forward: Path
+) -> None:
+    """Refuse a file whose answers are no numbers, or follow from more than the image."""
+    (image,) = file.get_inputs()
+    rows = run_rows(file, name, x)
+    if not np.isfinite(rows).all():
+        raise VerificationError(
+            f"{forward} itself gives values that are not finite, on noise", hint="look at its weights"
+        )
+    if isinstance(image.shape[0], int):
+        return
+    together = file.run([name], {image.name: x.astype(INPUT_TYPES[image.type])})[0].reshape(rows.shape)
+    if np.abs(together - rows).max() > _HALF_AGREES * np.abs(rows).max():
+        raise VerificationError(
+            f"{forward} computes the images of a batch together: alone, an image has other logits",
+            hint="export it in eval mode, or with a batch of 1",
+        )
+    if np.abs(run_rows(file, name, x) - rows).max() > _HALF_AGREES * np.abs(rows).max():
+        raise VerificationError(
+            f"{forward} gives other logits each time that it runs", hint="export it in eval mode"
+        )
 
 
 def run_rows(session: onnxruntime.InferenceSession, output: str, x: Array) -> Array:

@@ -320,6 +320,10 @@ def _written(out: str, options: RunOptions) -> list[str | Path]:
     seen: dict[str, str] = {}
     for option, path in places.items():
         if path is not None:
+            if option == "--saliency" and path.exists() and not path.is_dir():
+                raise UserError(f"{path} is not a folder; {option} names one")
+            if option != "--saliency" and path.is_dir():
+                raise UserError(f"{path} is a folder; {option} names a file")
             other = seen.setdefault(os.path.realpath(path), option)
             if other != option:
                 raise UserError(f"{other} and {option} are both {path}", hint="give each another place")

@@ -18,6 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from sad_runtime.errors import UserError, reason_of
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -60,10 +62,18 @@ def talk(*, quiet: bool, verbose: bool, log_file: Path | None) -> None:
         log_file: Whatever is or would be said is added to it, with the time.
 
     Raises:
-        OSError: The file cannot be opened.
+        UserError: The file cannot be written.
     """
     _talk.quiet, _talk.verbose = quiet, verbose
-    _talk.log = None if log_file is None else log_file.open("a", encoding="utf-8", errors="backslashreplace")
+    _talk.log = None
+    if log_file is not None:
+        try:
+            log_file.parent.mkdir(parents=True, exist_ok=True)
+            _talk.log = log_file.open("a", encoding="utf-8", errors="backslashreplace")
+        except OSError as error:
+            raise UserError(
+                f"cannot write {log_file}: {reason_of(error)}", hint="choose another --log-file"
+            ) from error
 
 
 def is_quiet() -> bool:

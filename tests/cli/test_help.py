@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -127,3 +129,20 @@ def test_shells_are_given_a_completion_of_commands(tmp_path: Path) -> None:
 def test_names_with_colons_are_no_emoji(tmp_path: Path) -> None:
     run = sad_deploy("gradient", ":x:.onnx", cwd=tmp_path)
     assert "no ONNX file :x:.onnx" in run.stderr
+
+
+@pytest.mark.parametrize("place", ["folder", "folder/file/log.txt", "socket"])
+def test_a_log_file_that_cannot_be_written_is_one_line(place: str, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "file").touch()
+    with contextlib.closing(socket.socket(socket.AF_UNIX)) as server, contextlib.chdir(tmp_path):
+        server.bind("socket")
+    run = sad_deploy("--log-file", place, "doctor", cwd=tmp_path)
+    assert run.returncode == 2
+    assert run.stderr.startswith(f"error: cannot write {place}: ")
+    assert "hint: choose another --log-file" in run.stderr
+
+
+def test_a_log_files_folder_is_made(tmp_path: Path) -> None:
+    sad_deploy("--log-file", "new/log.txt", "infer", "absent", cwd=tmp_path)
+    assert "error:" in (tmp_path / "new" / "log.txt").read_text(encoding="utf-8")

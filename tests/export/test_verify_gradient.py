@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from sad_export import input_gradient
+from sad_export import defend, input_gradient, write_gradient
 from sad_export.verify import VerificationError
 from sad_export.verify_gradient import verify_gradient
 from tests.support.models import forward_onnx, small_cnn
@@ -82,3 +82,40 @@ def test_a_gradient_that_does_not_run_is_one_line(
     with pytest.raises(VerificationError, match="does not run in onnxruntime") as caught:
         verify_gradient(path, forward)
     assert "\n" not in caught.value.message
+
+
+def changed(forward: Path, path: Path, *nodes: onnx.NodeProto, **constants: object) -> Path:
+    """A classifier with nodes between its last value, ``inner``, and its output."""
+    model = onnx.load(str(forward))
+    (output,) = model.graph.output
+    for node in model.graph.node:
+        node.output[:] = ["inner" if name == output.name else name for name in node.output]
+    model.graph.node.extend(nodes)
+    model.graph.node[-1].output[0] = output.name
+    model.graph.initializer.extend(numpy_helper.from_array(np.array(v), k) for k, v in constants.items())
+    onnx.save(model, str(path))
+    return path
+
+
+def test_a_classifier_whose_own_answers_are_no_numbers_is_named_as_the_cause(
+    forward: Path, tmp_path: Path
+) -> None:
+    nan = np.float32(np.nan)
+    path = changed(forward, tmp_path / "nan.onnx", helper.make_node("Add", ["inner", "nan"], ["_"]), nan=nan)
+    with pytest.raises(VerificationError, match="itself gives values that are not finite") as caught:
+        write_gradient(path, tmp_path / "gradient.onnx")
+    assert "report" not in str(caught.value.hint)
+
+
+def test_a_classifier_that_mixes_the_images_of_a_batch_is_named_as_the_cause(
+    forward: Path, tmp_path: Path
+) -> None:
+    nodes = [
+        helper.make_node("Size", ["inner"], ["count"]),
+        helper.make_node("Cast", ["count"], ["factor"], to=onnx.TensorProto.FLOAT),
+        helper.make_node("Mul", ["inner", "factor"], ["_"]),
+    ]
+    path = changed(forward, tmp_path / "mixed.onnx", *nodes)
+    for write in (write_gradient, lambda *paths: defend(*paths, eta=0.1)):
+        with pytest.raises(VerificationError, match="computes the images of a batch together"):
+            write(path, tmp_path / "out.onnx")

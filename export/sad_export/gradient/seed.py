@@ -110,9 +110,11 @@ def _seeds(g: Builder, index: Expr, logits: ir.Value) -> dict[ir.Value, Expr]:
 def _one_hot(g: Builder, index: Expr, logits: ir.Value) -> Expr:
     batch, classes = shape_of(logits)
     dtype = dtype_of(logits)
-    values = g.constant(np.array([0, 1], dtype=dtype.numpy()))
+    # onnxruntime has kernels of OneHot for these types alone.
+    written = dtype if dtype in (ir.DataType.FLOAT, ir.DataType.FLOAT16) else ir.DataType.FLOAT
+    values = g.constant(np.array([0, 1], dtype=written.numpy()))
     depth = g.ints(static(classes))
-    return index.op("OneHot", depth, values, axis=1, shape=(batch, classes), dtype=dtype)
+    return index.op("OneHot", depth, values, axis=1, shape=(batch, classes), dtype=written).cast(g.of(logits))
 
 
 def _is_linear(node: ir.Node) -> bool:

@@ -11,6 +11,9 @@ from .write import to_proto
 MINIMUM_OPSET = 13
 """ReduceSum and Squeeze take their axes as inputs from here on, and so do the gradients."""
 
+INITIALIZERS_ALONE = 4
+"""The version of ONNX's format from which on an initializer need not be an input."""
+
 BF16_OPSET = 22
 """Conv, the pools and most activations take bf16 from here on."""
 
@@ -28,6 +31,8 @@ def brought_to(model: ir.Model, least: int) -> ir.Model:
     have = model.graph.opset_imports.get("", 0)
     if have >= least:
         return model
+    # Before it, every initializer is an input; onnxruntime reads files where they are not all the same.
+    model.ir_version = max(model.ir_version, INITIALIZERS_ALONE)
     try:
         return ir.from_proto(onnx.version_converter.convert_version(to_proto(model), least))
     except Exception as error:  # a plain RuntimeError out of the converter's C++

@@ -20,7 +20,7 @@ def cpu_session(graph: Path | ir.Model, *, fuses_integers: bool = True) -> onnxr
             or in float32: with signed activations, as TensorRT wants them, integers take six times as long.
     """
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what is an error is raised, too
     if not fuses_integers:
         options.add_session_config_entry("session.disable_quant_qdq", "1")
     with tempfile.TemporaryDirectory() as folder:

@@ -19,7 +19,7 @@ import onnx_ir.passes.common as common_passes
 
 from ..gradient.registry import is_constant, rule_of
 from ..graph.errors import GraphError
-from ..graph.opset import MINIMUM_OPSET, brought_to
+from ..graph.opset import INITIALIZERS_ALONE, MINIMUM_OPSET, brought_to
 from ..graph.values import Dim, shape_of, text_of
 from ..normal_form import EinsumLettersPass, ExpandFunctionsPass, FlatViewsPass, NestedConcatsPass, ShapesPass
 from .batch import with_dynamic_batch
@@ -29,9 +29,6 @@ from .half import widen
 from .image import FileForm, normalise_image
 from .outputs import chosen_output, logits_of
 from .read import name_of, read
-
-_INITIALIZERS_ALONE = 4
-"""The version of ONNX's format from which on an initializer need not be an input."""
 
 _SIZE_OPTION = "--image-size H,W"
 _SIZE_HINT = "give the size that the network was trained on; in Python, image_size=(height, width)"
@@ -116,8 +113,17 @@ def load_classifier(model: onnx.ModelProto | str | Path, reading: Reading = Read
     Raises:
         GraphError: It cannot be read, or is not a classifier; the message names every reason.
     """
+    loaded = read(model)
+    try:
+        return _classifier_of(loaded, name_of(model), reading)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        reason = " ".join(str(error).split("==>")[0].split())
+        raise GraphError(f"{name_of(model)} is no valid ONNX graph: {reason}") from error
+
+
+def _classifier_of(loaded: ir.Model, name: str, reading: Reading) -> ForwardGraph:
     notices: list[str] = []
-    loaded = _standard(read(model), reading, notices)
+    loaded = _standard(loaded, reading, notices)
     problems: list[str] = []
     form = FileForm(half=reading.in_float32 and widen(loaded.graph))
     if form.half:
@@ -132,9 +138,7 @@ def load_classifier(model: onnx.ModelProto | str | Path, reading: Reading = Read
     normalise(loaded)
     graph = loaded.graph
     if found := control_flow(graph):
-        raise GraphError(
-            f"{name_of(model)} has control flow ({', '.join(found)}), which has no gradient rule"
-        )
+        raise GraphError(f"{name} has control flow ({', '.join(found)}), which has no gradient rule")
     of_image = len(problems)  # what follows from these says nothing more
     output = chosen_output(graph, reading.logits, problems)
     if output is not None and not of_image:
@@ -143,7 +147,7 @@ def load_classifier(model: onnx.ModelProto | str | Path, reading: Reading = Read
         )
     if problems or output is None:
         raise GraphError(
-            f"{name_of(model)} is not a classifier that can be differentiated: " + "; ".join(problems),
+            f"{name} is not a classifier that can be differentiated: " + "; ".join(problems),
             hint=_SIZE_HINT if len(problems) == 1 and _SIZE_OPTION in problems[0] else _HINT,
         )
     common_passes.TopologicalSortPass()(loaded)
@@ -172,7 +176,7 @@ def _standard(model: ir.Model, reading: Reading, notices: list[str]) -> ir.Model
         notices.append(f"the graph of opset {opset} was converted to opset {reading.least_opset}")
     common_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     common_passes.RemoveInitializersFromInputsPass()(model)
-    model.ir_version = max(model.ir_version, _INITIALIZERS_ALONE)
+    model.ir_version = max(model.ir_version, INITIALIZERS_ALONE)
     return model
 
 
@@ -253,6 +257,8 @@ def _problems_of(image: ir.Value) -> list[str]:
     problems = []
     if image.dtype is None or not image.dtype.is_floating_point():
         problems.append(f"input {image.name!r} is {image.dtype}, not a float")
+    elif image.dtype == ir.DataType.BFLOAT16:
+        problems.append(f"input {image.name!r} is bfloat16, which NumPy has no images in: float32 or float16")
     shape = shape_of(image) if image.shape is not None else ()
     if len(shape) != 4:
         problems.append(f"input {image.name!r} has rank {len(shape)}, not (N, C, H, W)")

@@ -6,7 +6,7 @@ that ends in a 1×1 convolution has them, are flattened away.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import onnx_ir as ir
 
@@ -26,11 +26,33 @@ def chosen_output(graph: ir.Graph, name: str | None, problems: list[str]) -> ir.
         return found
     if len(graph.outputs) == 1:
         return graph.outputs[0]
-    likely = [str(value.name) for value in graph.outputs if _classes(_shape(value)) is not None]
-    named = f"--logits {likely[0]}" if len(likely) == 1 else "--logits NAME"
+    likely = list(_last_of(value for value in graph.outputs if _is_row(value)))
+    named = f"--logits {likely[0].name}" if len(likely) == 1 else "--logits NAME"
     shapes = ", ".join(f"{value.name} {text_of(_shape(value))}" for value in graph.outputs)
     problems.append(f"{len(graph.outputs)} outputs ({shapes}); {named} takes one of them")
     return None
+
+
+def _is_row(value: ir.Value) -> bool:
+    return _is_float(value) and _classes(_shape(value)) is not None
+
+
+def _is_float(value: ir.Value) -> bool:
+    return value.dtype is None or value.dtype.is_floating_point()
+
+
+def _last_of(values: Iterable[ir.Value]) -> Iterator[ir.Value]:
+    """Those that no other is computed from: features come before logits, logits before probabilities."""
+    given = list(values)
+    for value in given:
+        after, seen = [value], set[ir.Value]()
+        while after:
+            now = after.pop()
+            fresh = {made for use in now.uses() for made in use.node.outputs} - seen
+            seen |= fresh
+            after += fresh
+        if not seen & set(given):
+            yield value
 
 
 def logits_of(
@@ -81,8 +103,8 @@ def _shape(value: ir.Value) -> tuple[Dim, ...]:
 
 
 def _classes(shape: Sequence[Dim]) -> int | None:
-    """K, of a shape (N, K) or one with more dimensions of length 1."""
-    if len(shape) < 2:
+    """K, of a shape (N, K) or one with more dimensions of length 1; 1, of a shape (N) with a dynamic N."""
+    if not shape or (len(shape) == 1 and not isinstance(shape[0], str)):
         return None
     others = [n for n in shape[1:] if n != 1]
     if len(others) > 1 or any(isinstance(n, str) for n in others):
@@ -93,10 +115,15 @@ def _classes(shape: Sequence[Dim]) -> int | None:
 def _problems_of(logits: ir.Value, *, least: int) -> Iterator[str]:
     shape = _shape(logits)
     classes = _classes(shape)
-    if classes is None:
+    if not _is_float(logits):
+        yield f"output {logits.name!r} is {logits.dtype}: a label, not logits, which --logits NAME takes"
+    elif classes is None:
         yield f"output {logits.name!r} has shape {text_of(shape)}, not (N, K)"
     elif classes < least:
-        yield f"output {logits.name!r} has {classes} logit; a classifier has at least two"
+        yield (
+            f"output {logits.name!r} has one logit; a classifier has at least two (two classes told by the "
+            "sigmoid of one value are taken where the graph ends in the Sigmoid)"
+        )
 
 
 def _flattened(graph: ir.Graph, value: ir.Value) -> ir.Value:

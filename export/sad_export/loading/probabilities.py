@@ -112,13 +112,21 @@ def cut(graph: ir.Graph, output: ir.Value, tail: Tail) -> ir.Value:
 
 
 def _two_classes(graph: ir.Graph, z: ir.Value) -> ir.Value:
-    """(N, 1) → (−z/2, z/2), (N, 2)."""
-    assert z.dtype is not None
-    halves = initializer(graph, f"{z.name}/halves", np.array([[-0.5, 0.5]], dtype=z.dtype.numpy()))
+    """(N, 1), or the same with other dimensions of length 1 → (−z/2, z/2), (N, 2)."""
+    dtype, batch = z.dtype, shape_of(z)[0]
+    assert dtype is not None
+    if len(shape_of(z)) != 2:
+        column = ir.Node("", "Reshape", [z, initializer(graph, f"{z.name}/column", np.array([-1, 1]))])
+        (flat,) = column.outputs
+        flat.name, flat.type, flat.shape = f"{z.name}/as a column", z.type, ir.Shape([batch, 1])
+        column.name = f"{z.name}/as a column"
+        graph.append(column)
+        z = flat
+    halves = initializer(graph, f"{z.name}/halves", np.array([[-0.5, 0.5]], dtype=dtype.numpy()))
     node = ir.Node("", "Mul", [z, halves], name=f"{z.name}/two classes")
     (logits,) = node.outputs
     logits.name, logits.type = f"{z.name}/two classes", z.type
-    logits.shape = ir.Shape([shape_of(z)[0], 2])
+    logits.shape = ir.Shape([batch, 2])
     graph.append(node)
     return logits
 

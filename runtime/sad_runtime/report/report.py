@@ -53,10 +53,6 @@ class Report:
     ) -> None:
         self.path = Path(path)
         self.manifest = manifest
-        if self.path.is_dir():
-            raise UserError(
-                f"{path} is a folder; the report is a file", hint=f"name it {self.path / 'report.html'}"
-            )
         # Pictures are kept beside the page while the run goes on, which no pipe or device has room for.
         Destination.of(path, option="--report", regular=True).check()
         _refuse_to_replace(self.path, unasked=not overwrite)

@@ -44,7 +44,7 @@ def classifier(
         (classifier(shape=("N", 48)), "has rank 2"),
         (classifier(shape=("N", 3, "H", "W")), "dynamic H or W"),
         (classifier(dtype=TensorProto.INT32), "not a float"),
-        (classifier(outputs=("y", "z")), "2 outputs (y (N, 2), z (N, 2)); --logits NAME takes one of them"),
+        (classifier(outputs=("y", "z")), "2 outputs (y (N, 2), z (N, 2)); --logits z takes one of them"),
         (classifier(classes=1), "at least two"),
     ],
     ids=["rank", "dynamic image size", "integer", "two outputs", "one logit"],

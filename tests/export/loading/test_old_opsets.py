@@ -96,6 +96,16 @@ def test_the_gradient_is_the_slope_of_the_old_file(opset: int, ir_version: int, 
     assert slope_error(lambda x: run(forward, x)[0], IMAGES, gradient) < 0.02
 
 
+def test_weights_that_an_old_file_does_not_list_among_its_inputs(tmp_path: Path) -> None:
+    """IR version 3 wants them there; onnxruntime does not mind, and files without exist."""
+    model = classifier(9, ir_version=3)
+    del model.graph.input[1:]
+    onnx.save(model, tmp_path / "old.onnx")
+    write_gradient(tmp_path / "old.onnx", tmp_path / "gradient.onnx", notice=lambda line: None)
+    expected = run(tmp_path / "old.onnx", IMAGES)[0]
+    np.testing.assert_allclose(run(tmp_path / "gradient.onnx", IMAGES)[0], expected, rtol=1e-4, atol=1e-5)
+
+
 def test_an_old_file_with_probabilities_is_defended(tmp_path: Path) -> None:
     forward = tmp_path / "old.onnx"
     onnx.save(classifier(11, tail="Softmax"), forward)

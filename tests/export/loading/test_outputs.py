@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
 
-from sad_export import GraphError, defend, input_gradient
+from sad_export import GraphError, defend, input_gradient, write_gradient
 from sad_export.loading import Reading, load_classifier
 from tests.support.graphs import Array, classifier, make, run, slope_error
 
@@ -99,3 +101,66 @@ def test_the_one_output_that_looks_like_logits_is_proposed() -> None:
     ):
         load_classifier(model)
     assert load_classifier(model, Reading("y")).logits.name == "y"
+
+
+@pytest.mark.parametrize("softmax", [False, True])
+def test_the_output_that_follows_from_the_others_is_proposed(softmax: bool) -> None:
+    """Features beside logits, or logits beside probabilities."""
+    model = classifier()
+    model.graph.output.append(onnx.helper.make_tensor_value_info("f", 1, None))
+    if softmax:
+        model.graph.node.append(make("Softmax", ["y"], ["p"], axis=1, name="softmax"))
+        model.graph.output.append(onnx.helper.make_tensor_value_info("p", 1, None))
+    proposed = "p" if softmax else "y"
+    with pytest.raises(GraphError, match=f"--logits {proposed} takes one"):
+        load_classifier(model)
+    taken = load_classifier(model, Reading(proposed)).logits
+    assert taken.name == "y"
+
+
+def test_labels_are_told_from_logits() -> None:
+    def labels(nodes: Nodes, constants: Constants) -> None:
+        nodes[-1].output[0] = "z"
+        nodes.append(make("ArgMax", ["z"], ["y"], axis=1, keepdims=0, name="label"))
+
+    model = classifier(labels, shape=("N",))
+    model.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.INT64
+    with pytest.raises(GraphError, match="output 'y' is INT64: a label, not logits"):
+        load_classifier(model)
+    assert load_classifier(model, Reading("z")).logits.name == "z"
+
+
+def test_double_precision_is_differentiated(tmp_path: object) -> None:
+    def double(nodes: Nodes, constants: Constants) -> None:
+        nodes[0].input[0] = "single"
+        nodes[-1].output[0] = "z"
+        nodes.insert(0, make("Cast", ["image"], ["single"], to=1, name="to single"))
+        nodes.append(make("Cast", ["z"], ["y"], to=11, name="to double"))
+
+    model = classifier(double)
+    for value in (model.graph.input[0], model.graph.output[0]):
+        value.type.tensor_type.elem_type = onnx.TensorProto.DOUBLE
+    onnx.save(model, f"{tmp_path}/forward.onnx")
+    write_gradient(f"{tmp_path}/forward.onnx", f"{tmp_path}/gradient.onnx")
+    got = run(Path(f"{tmp_path}/gradient.onnx"), IMAGES.astype(np.float64))
+    expected = run(input_gradient(classifier()), IMAGES)
+    assert [each.dtype for each in got] == [np.float64, np.float64]
+    np.testing.assert_allclose(got[1], expected[1], rtol=1e-4, atol=1e-5)
+
+
+def test_bfloat16_images_are_refused_by_name() -> None:
+    def cast(nodes: Nodes, constants: Constants) -> None:
+        nodes[0].input[0] = "single"
+        nodes.insert(0, make("Cast", ["image"], ["single"], to=1, name="to single"))
+
+    model = classifier(cast)
+    model.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.BFLOAT16
+    with pytest.raises(GraphError, match=r"input 'image' is bfloat16, .* float32 or float16"):
+        load_classifier(model)
+
+
+def test_operators_with_inputs_of_a_wrong_type_are_refused_in_one_line() -> None:
+    model = classifier()
+    model.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.BFLOAT16
+    with pytest.raises(GraphError, match=r"graph '\w+' is no valid ONNX graph: .*bfloat16"):
+        load_classifier(model)

@@ -131,6 +131,24 @@ def test_one_sigmoid_is_two_classes_whose_softmax_is_its_probability() -> None:
     np.testing.assert_allclose(got["gradient"], sign * z / 2, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("moved", ["before", "after"])
+def test_one_sigmoid_without_a_dimension_of_classes(moved: str) -> None:
+    squeeze = make("Squeeze", ["z", "axis"], ["zs"]), make("Sigmoid", ["zs"], ["p"])
+    if moved == "after":
+        squeeze = make("Sigmoid", ["z"], ["s"]), make("Squeeze", ["s", "axis"], ["p"])
+    model = classifier(*squeeze, classes=1)
+    with pytest.warns(UserWarning, match="two classes"):
+        got = run(input_gradient(model))
+    p = run(model)["p"][:, None]
+    assert p.shape == (5, 1)
+    np.testing.assert_allclose(softmax(got["logits"]), np.hstack([1 - p, p]), atol=1e-6)
+
+
+def test_one_value_without_a_sigmoid_is_refused_with_what_would_do() -> None:
+    with pytest.raises(GraphError, match=r"has one logit; .* where the graph ends in the Sigmoid"):
+        input_gradient(classifier(classes=1))
+
+
 def test_sigmoid_of_several_values_is_refused_by_name_and_its_input_may_be_named() -> None:
     model = classifier(make("Sigmoid", ["z"], ["p"], name="sigmoid"))
     with pytest.raises(GraphError, match=r"Sigmoid 'sigmoid' of 5 values.*multi-label.*--logits z"):
