@@ -18,7 +18,7 @@ from .backends.protocol import LOGITS, SALIENCY
 from .bundle import Bundle
 from .bundle.read import sha256
 from .choices import Normalization, choose
-from .class_names import read_class_names
+from .class_names import names_in_metadata, read_class_names
 from .errors import BundleError, UserError
 from .graph_metadata import PREFIX
 from .manifest import (
@@ -230,7 +230,7 @@ def preprocessing_of(
 
 
 def classes_of(path: Path, metadata: Mapping[str, str], options: BareOptions, count: int) -> tuple[str, ...]:
-    """Names of the classes: those that are told, else as the file says, else numbers.
+    """Names of the classes: those that are told, else as the file says, ours or its exporter, else numbers.
 
     Raises:
         UserError: Another number of them than of logits.
@@ -240,7 +240,7 @@ def classes_of(path: Path, metadata: Mapping[str, str], options: BareOptions, co
     elif _CLASSES in metadata:
         names = tuple(map(str, _value(path, metadata, "classes")))
     else:
-        names = tuple(map(str, range(count)))
+        names = names_in_metadata(metadata, count) or tuple(map(str, range(count)))
     if len(names) != count:
         raise UserError(f"{len(names)} class names for the {count} logits of {path}")
     return names

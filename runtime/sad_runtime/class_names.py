@@ -1,22 +1,28 @@
-"""``--classes FILE``: the names of the classes in the order of the network's outputs.
+"""The names of the classes in the order of the network's outputs: ``--classes FILE``, or a graph's metadata.
 
-One of:
+A file holds one of:
 
 - text, one name per line; empty lines are left out;
 - a JSON list of names;
 - a JSON object from name to index (torchvision's ``class_to_idx``) or from index to name (Hugging Face's
   ``id2label``), indices from 0 without a gap.
+
+Exporters write the same into a graph's ``metadata_props`` under names of their own, also as Python writes a
+list or dict (Ultralytics' ``names``), or separated by commas.
 """
 
 from __future__ import annotations
 
+import ast
 import json
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 from sad_runtime.errors import UserError
 
 _SHOWN = 5
+_KEYS = ("names", "class_names", "classes", "labels", "id2label", "class_to_idx")
 
 
 def read_class_names(path: Path) -> tuple[str, ...]:
@@ -41,6 +47,29 @@ def read_class_names(path: Path) -> tuple[str, ...]:
     return names
 
 
+def names_in_metadata(metadata: Mapping[str, str], count: int) -> tuple[str, ...] | None:
+    """The names that an exporter wrote into a graph, if it wrote any for so many classes.
+
+    Args:
+        metadata: The graph's ``metadata_props``.
+        count: K.
+    """
+    for key in _KEYS:
+        names = _of_text(metadata.get(key, ""))
+        if names is not None and len(names) == count == len(set(names)):
+            return names
+    return None
+
+
+def _of_text(text: str) -> tuple[str, ...] | None:
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            return _of_read(parse(text))
+        except (ValueError, SyntaxError, MemoryError, RecursionError):  # of literal_eval, on any text
+            continue
+    return _of_lines(text if "\n" in text.strip() else text.replace(",", "\n"))
+
+
 def _of_lines(text: str) -> tuple[str, ...]:
     return tuple(line.strip() for line in text.splitlines() if line.strip())
 
@@ -51,13 +80,20 @@ def _of_json(text: str, path: Path) -> tuple[str, ...]:
         read = json.loads(text)
     except ValueError as error:
         raise UserError(f"--classes {path} is not readable as JSON: {error}", hint=f"give {forms}") from None
-    if isinstance(read, list) and all(isinstance(name, str) for name in read):
+    names = _of_read(read)
+    if names is None:
+        raise UserError(f"--classes {path} holds neither {forms.replace(', or', ' nor')}")
+    return names
+
+
+def _of_read(read: object) -> tuple[str, ...] | None:
+    """Of a list of names, or a dict from names to indices or from indices to names."""
+    if isinstance(read, (list, tuple)) and all(isinstance(name, str) for name in read):
         return tuple(read)
-    if isinstance(read, dict):
-        by_index = {str(value): key for key, value in read.items() if type(value) is int}
-        if not by_index:
-            by_index = {key: value for key, value in read.items() if isinstance(value, str)}
-        indices = [str(i) for i in range(len(read))]
-        if set(by_index) == set(indices):
-            return tuple(by_index[i] for i in indices)
-    raise UserError(f"--classes {path} holds neither {forms.replace(', or', ' nor')}")
+    if not isinstance(read, dict):
+        return None
+    by_index = {str(value): key for key, value in read.items() if type(value) is int}
+    if not by_index:
+        by_index = {str(key): value for key, value in read.items() if isinstance(value, str)}
+    indices = [str(i) for i in range(len(read))]
+    return tuple(map(str, (by_index[i] for i in indices))) if set(by_index) == set(indices) else None

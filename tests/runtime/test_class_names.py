@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from sad_deploy.data import find_data
-from sad_runtime.class_names import read_class_names
+from sad_runtime.class_names import names_in_metadata, read_class_names
 from sad_runtime.errors import UserError
 
 
@@ -87,3 +87,26 @@ def test_a_folder_that_is_not_named_is_refused(tmp_path):
 def test_data_with_an_order_of_its_own_takes_no_other():
     with pytest.raises(UserError, match="--classes is for a folder of images"):
         find_data("digits", classes=("a", "b"))
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"names": "{0: 'zero', 1: 'one', 2: 'two'}"},
+        {"names": "['zero', 'one', 'two']"},
+        {"classes": json.dumps(["zero", "one", "two"])},
+        {"id2label": json.dumps({"1": "one", "0": "zero", "2": "two"})},
+        {"labels": "zero, one, two"},
+        {"class_names": "zero\none\ntwo\n"},
+        {"names": "__import__('os')", "labels": "zero,one,two"},
+    ],
+)
+def test_names_that_an_exporter_wrote_into_a_graph(metadata):
+    assert names_in_metadata(metadata, 3) == ("zero", "one", "two")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "a,b", "a,b,a", "(" * 5000, "{0: 'a', 1: 'b', 3: 'c'}", "3", "{" * 99999]
+)
+def test_metadata_that_names_other_things_is_left(text):
+    assert names_in_metadata({"names": text, "stride": "32"}, 3) is None

@@ -107,6 +107,16 @@ def test_rows_have_its_answer_and_no_word_of_a_defence(
     assert "gets pixels in [0, 1]: give --mean and --std" in capfd.readouterr().err
 
 
+def test_classes_are_those_that_the_exporter_wrote(
+    forward: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = onnx.load(forward)
+    onnx.helper.set_model_props(model, {"names": "{0: 'ant', 1: 'bee', 2: 'cat', 3: 'dog', 4: 'elk'}"})
+    onnx.save(model, tmp_path / "named.onnx")
+    rows = rows_of(monkeypatch, tmp_path / "named.onnx", "--plain", photos, "--out", tmp_path / "rows.jsonl")
+    assert all(row["class"] == ["ant", "bee", "cat", "dog", "elk"][row["label"]] for row in rows)
+
+
 def test_a_table_has_no_plain_columns(
     forward: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
