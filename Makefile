@@ -35,14 +35,18 @@ $(VENV)/trt-bindings: tests/enterprise_bindings.txt | $(BIN)/python
 	mkdir -p $@
 	$(BIN)/python -m pip download --quiet --no-deps --dest $@ --requirement $< && touch $@ || rm -rf $@
 
+# Likewise; with a NumPy of its own, so beside the environment and not in it.
+$(VENV)/triton: tests/triton_server.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --no-deps --target $@ --requirement $< && touch $@ || rm -rf $@
+
 demo: $(VENV)/.demo
 	PATH="$(abspath $(BIN)):$$PATH" sh examples/demo.sh
 
 demo-at: $(VENV)/.demo
 	PATH="$(abspath $(BIN)):$$PATH" sh examples/demo_adversarial.sh
 
-test: $(VENV)/.dev $(VENV)/trt-bindings
-	SAD_DEPLOY_TRT_BINDINGS="$(abspath $(VENV)/trt-bindings)" $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+test: $(VENV)/.dev $(VENV)/trt-bindings $(VENV)/triton
+	SAD_DEPLOY_TRT_BINDINGS="$(abspath $(VENV)/trt-bindings)" SAD_DEPLOY_TRITON="$(abspath $(VENV)/triton)" $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check

@@ -152,6 +152,36 @@ class BackendChoice(enum.StrEnum):
     RTX = "rtx"
 
 
+class TritonBackend(enum.StrEnum):
+    """What runs a model inside Triton Inference Server."""
+
+    ONNXRUNTIME = "onnxruntime"
+    OPENVINO = "openvino"
+    TENSORRT = "tensorrt"
+
+
+class TritonDevice(enum.StrEnum):
+    """Where; ``auto``: on GPUs where Triton sees some."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    GPU = "gpu"
+
+
+class TritonInput(enum.StrEnum):
+    """What a client sends of an image: ``float``, (C, H, W) in [0, 1], or ``uint8``, (H, W, C)."""
+
+    FLOAT = "float"
+    UINT8 = "uint8"
+
+
+class TritonImages(enum.StrEnum):
+    """Who decodes and resizes images: the ``client``, or the ``server``, which then takes image files."""
+
+    CLIENT = "client"
+    SERVER = "server"
+
+
 _Choice = TypeVar("_Choice", bound=enum.StrEnum)
 
 

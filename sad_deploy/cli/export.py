@@ -11,8 +11,13 @@ from .console import interruptible, print_json, print_result, print_status, prin
 from .engine_options import EngineOptions, print_engine
 from .figures import figures_table
 from .options import DEFAULT_BUNDLE, AsJson, BundleArgument, GraphChoices, expanded
+from .triton_options import TritonOptions, has_graph, print_models
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sad_runtime.bundle import Bundle
+
     from ..export_bundle import Exported
 
 
@@ -22,16 +27,33 @@ def export(
     *,
     graph: GraphChoices,
     engine: EngineOptions,
+    triton: TritonOptions,
     as_json: AsJson = False,
 ) -> None:
     """Write a bundle's two-pass ONNX graph, verified on real images, and a TensorRT engine with --trt.
 
     The graph is compared with the PyTorch model on the bundle's images. The bundle is rewritten as a whole,
-    or left as it was; it holds one graph of each precision.
+    or left as it was; it holds one graph of each precision. With --triton it becomes a model of Triton
+    Inference Server.
     """
     from sad_runtime.bundle import Bundle
 
-    opened = Bundle.open(bundle)
+    opened, repository = Bundle.open(bundle), triton.request()
+    if repository is None or engine.trt or not has_graph(opened, graph.label):
+        opened = _exported(opened, bundle, graph, engine, as_json=as_json)
+    if repository is not None:
+        from ..triton import write_repository
+
+        written = write_repository(opened, repository, graph.label)
+        print_models(written)
+        if as_json:
+            print_json([{"model": str(each.model), "version": each.version} for each in written])
+
+
+def _exported(
+    opened: Bundle, bundle: Path, graph: GraphChoices, engine: EngineOptions, *, as_json: bool
+) -> Bundle:
+    """Export, and say what was written."""
     require("torch", extra="calibrate", need="sad-deploy export")
     require("onnx_ir", extra="calibrate", need="sad-deploy export")
     request = engine.request(graph.target)
@@ -56,6 +78,7 @@ def export(
         print_warning(f"removed {file}, of the earlier graph; --trt builds a new one")
     if exported.engine is not None:
         print_engine(exported.engine)
+    return exported.bundle
 
 
 def print_written(name: str, size: int, shortfalls: tuple[str, ...]) -> None:

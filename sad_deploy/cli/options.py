@@ -210,6 +210,12 @@ class GraphChoices:
         ),
     ] = False
 
+    @property
+    def label(self) -> str:
+        """The precision as a manifest has it: ``fp32``, ``fp32-fp16``."""
+        second = self.saliency_precision
+        return self.precision if second in (None, self.precision) else f"{self.precision}-{second}"
+
     def options(self) -> GraphOptions:
         """For the exporter.
 
