@@ -13,6 +13,7 @@ import typer
 from sad_runtime.errors import UserError
 from sad_runtime.result_format import ResultFormat
 
+from .bare_options import BareChoices
 from .console import (
     EXIT_INTERRUPTED,
     EXIT_SOME_IMAGES_FAILED,
@@ -22,7 +23,7 @@ from .console import (
     print_status,
     print_warning,
 )
-from .infer_options import BareChoices, BundleFolder, Out, RunChoices, SourceArgument, SummaryAsJson
+from .infer_options import BundleFolder, Out, RunChoices, SourceArgument, SummaryAsJson
 from .options import DEFAULT_BUNDLE, expanded
 from .running import drawn_progress, resume_command, say_backend
 

@@ -79,10 +79,13 @@ def test_class_folders_and_a_list_of_labels(bundle: Path, class_folders: Path, t
     assert results[0]["results"][0]["clean"]["count"] == results[1]["results"][0]["clean"]["count"] >= 22
 
 
-def test_any_classifier_without_a_defence(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``f.onnx``, which wants a mean and a std; ``images`` by what it answers; ``names`` of its classes."""
+    folder = tmp_path_factory.mktemp("classifier")
     rng = np.random.default_rng(0)
     model = small_cnn()
-    onnx.save(forward_onnx(model), str(tmp_path / "f.onnx"))
+    onnx.save(forward_onnx(model), str(folder / "f.onnx"))
     import torch
 
     for i in range(24):
@@ -90,19 +93,35 @@ def test_any_classifier_without_a_defence(tmp_path: Path) -> None:
         with torch.no_grad():
             x = torch.from_numpy(pixels / np.float32(255)).permute(2, 0, 1)[None].float()
             label = int(model((x - 0.5) / 0.25).argmax())
-        place = tmp_path / "images" / f"c{label}"
+        place = folder / "images" / f"c{label}"
         place.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(place / f"{i}.png")
-    for name in range(5):
-        (tmp_path / "images" / f"c{name}").mkdir(exist_ok=True)
-    # A class without an image would shift the labels; the folders name all five.
+    (folder / "names").write_text("".join(f"c{k}\n" for k in range(5)))
+    return folder
+
+
+def test_any_classifier_without_a_defence(classifier: Path) -> None:
     text = run_command(
-        "evaluate", str(tmp_path / "f.onnx"), "--plain", "--data", str(tmp_path / "images"), "--mean",
-        "0.5,0.5,0.5", "--std", "0.25,0.25,0.25", "--budget", "2s", "--processes", "1", "--json",
+        "evaluate", str(classifier / "f.onnx"), "--plain", "--data", str(classifier / "images"),
+        "--mean", "0.5,0.5,0.5", "--std", "0.25,0.25,0.25", "--classes", str(classifier / "names"),
+        "--budget", "2s", "--processes", "1", "--json",
     )  # fmt: skip
     found = json.loads(text)
     (result,) = found["results"]
     assert result["clean"]["percent"] == 100 and result["undefended"] is None and found["defence"] == {}
+
+
+def test_what_a_classifier_says_of_itself_is_read_as_infer_reads_it(classifier: Path, tmp_path: Path) -> None:
+    """Mean and std inside, classes and preprocessing in its metadata."""
+    graph = tmp_path / "g.onnx"
+    run_command(
+        "gradient", str(classifier / "f.onnx"), "--mean", "0.5,0.5,0.5", "--std", "0.25,0.25,0.25",
+        "--classes", str(classifier / "names"), "--resize", "16", "--out", str(graph),
+    )  # fmt: skip
+    words = ("evaluate", str(graph), "--plain", "--data", str(classifier / "images"), "--out", str(tmp_path))
+    found = json.loads(run_command(*words, "--clean", "--json"))
+    assert found["networks"]["g.onnx"]["accuracy"]["percent"] == 100
+    assert found["classes"] == [f"c{k}" for k in range(5)]
 
 
 @pytest.mark.parametrize(
@@ -113,7 +132,8 @@ def test_any_classifier_without_a_defence(tmp_path: Path) -> None:
         (("--budget", "soon"), "--budget takes a time"),
         (("--data", "nowhere"), "no data folder"),
         (("--precision", "fp16"), "no fp16 graph"),
-        (("--plain",), "there is no graph"),
+        (("--plain",), "--plain runs a classifier's ONNX file"),
+        (("--resize", "20"), "--resize: only for a bare graph"),
     ],
 )
 def test_what_is_wrong_is_said_in_a_line(
