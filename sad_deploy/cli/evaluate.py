@@ -35,10 +35,18 @@ class EvaluateOptions:
         str | None,
         typer.Option(
             metavar="DATA",
-            help="Labelled images: class folders, a list FILE.csv of path,label lines, digits, cifar10:PATH.",
+            help="Labelled images: a folder, archive, pattern or @LIST as infer takes it, a list FILE.csv of "
+            "path,label lines, digits, cifar10:PATH.",
             show_default="the bundle's test images, of digits",
         ),
     ] = None
+    labels: Annotated[
+        str,
+        typer.Option(
+            metavar="folders|FILE.csv",
+            help="What they show: the class whose name a folder has, or a list of path,label lines.",
+        ),
+    ] = "folders"
     images: Annotated[int, typer.Option(metavar="N", min=1, help="How many of them.")] = 100
     epsilon: Annotated[
         list[str] | None,
@@ -162,18 +170,19 @@ def evaluate(
 
 def _clean(bundle: Bundle, folder: Path, options: EvaluateOptions, *, as_json: bool) -> None:
     from sad_deploy.evaluation.assembly import unattacked
-    from sad_deploy.evaluation.clean import Clean
+    from sad_runtime.labelled import Scores
 
-    from .evaluate_table import clean_lines
+    from .score_lines import score_lines
 
     data, answers = unattacked(bundle, folder, options.choices(), notice=print_note)
     model, classes = bundle.manifest.model.name, bundle.manifest.classes
-    found = {name: Clean.of(logits, data.images.labels) for name, logits in answers.items()}
+    found = {name: Scores.of_logits(logits, data.images.labels) for name, logits in answers.items()}
     if as_json:
-        networks = {name: each.as_dict(tuple(classes)) for name, each in found.items()}
+        networks = {name: each.as_dict(classes) for name, each in found.items()}
         print_json({"model": model, "data": data.as_dict(), "classes": list(classes), "networks": networks})
         return
-    for line in clean_lines(found, data, model, classes):
+    title = f"{model} · {len(data.images)} {data.split} images of {data.source}"
+    for line in score_lines(title, found, classes):
         print_result(line)
 
 

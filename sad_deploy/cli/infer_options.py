@@ -91,6 +91,16 @@ class RunChoices:
             metavar="FILE", help="Write an HTML page to look through results.", rich_help_panel=_PICTURES
         ),
     ] = None
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            metavar="folders|FILE.csv",
+            help="What the images show, to say how right the answers are: the class whose name a folder has, "
+            "or a list of path,label lines.",
+            show_default=False,
+            rich_help_panel=RESULT,
+        ),
+    ] = None
     resume: Annotated[
         bool,
         typer.Option(

@@ -14,6 +14,7 @@ from sad_runtime.bundle import Bundle, write_bundle
 from sad_runtime.choices import BackendChoice, Way
 from sad_runtime.errors import UserError
 from sad_runtime.files import Destination
+from sad_runtime.labelled import FOLDERS
 from sad_runtime.manifest import Manifest
 
 from .data import Labelled, labelled
@@ -32,6 +33,7 @@ class Choices:
 
     Attributes:
         data: See :func:`~.data.labelled`; None: the bundle's own test images, of the embedded digits.
+        labels: Where the images' labels come from; see :func:`~.data.labelled`.
         images: Most of them.
         seed: Decides which.
         transfer: Another classifier whose adversarial images are tried.
@@ -41,6 +43,7 @@ class Choices:
     """
 
     data: str | None = None
+    labels: str = FOLDERS
     images: int = 100
     seed: int = 0
     transfer: Path | None = None
@@ -127,7 +130,14 @@ def _labelled(bundle: Bundle, choices: Choices) -> Labelled:
     """The images that a bundle is evaluated on."""
     manifest = bundle.manifest
     source = choices.data or _own_data(manifest)
-    return labelled(source, manifest.preprocessing, manifest.classes, count=choices.images, seed=choices.seed)
+    return labelled(
+        source,
+        manifest.preprocessing,
+        manifest.classes,
+        count=choices.images,
+        seed=choices.seed,
+        labels=choices.labels,
+    )
 
 
 def _backend(choices: Choices) -> BackendChoice:
@@ -137,7 +147,7 @@ def _backend(choices: Choices) -> BackendChoice:
 def unattacked(
     bundle: Bundle, folder: Path, choices: Choices, *, notice: Callable[[str], None]
 ) -> tuple[Labelled, dict[str, Array]]:
-    """What a bundle's networks answer to the images as they are; see :mod:`.clean`.
+    """What a bundle's networks answer to the images as they are; see :class:`sad_runtime.labelled.Scores`.
 
     Returns:
         The images, and logits (N, K) by network.
@@ -219,16 +229,19 @@ def draw(assembled: Assembled, evaluation: Evaluation, path: Path) -> None:
     """
     from .report import write_report
 
-    def saliency(images: Array) -> Array | None:
-        if DEFENDED not in assembled.subjects:
-            return None
+    key = DEFENDED if DEFENDED in assembled.subjects else UNDEFENDED
+    victim = assembled.subjects[key].victim.open(Counts())
+
+    def network(images: Array) -> tuple[Array, Array | None]:
+        logits = victim.in_batches(images)
+        answers = np.where(np.isfinite(logits).all(1), logits.argmax(1), -1)
+        if key == UNDEFENDED:
+            return answers, None
         session = open_session(assembled.judged)
-        image = session.get_inputs()[0].name
-        found: Array = session.run(["saliency"], {image: images})[0]
-        return found
+        return answers, session.run(["saliency"], {session.get_inputs()[0].name: images})[0]
 
     write_report(
-        path, evaluation, assembled.data, model=assembled.model, classes=assembled.classes, saliency=saliency
+        path, evaluation, assembled.data, model=assembled.model, classes=assembled.classes, network=network
     )
 
 

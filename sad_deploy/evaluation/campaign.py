@@ -7,8 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from sad_runtime.labelled import share
+
 from .oracles import Array, Counts
-from .outcome import Outcome, Row, merged, share
+from .outcome import Outcome, Row, merged
 from .plan import DOUBLED, Costs, Effort, Stage, doubled, stages
 from .subject import Subject
 from .threat import Threat

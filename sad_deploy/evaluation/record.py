@@ -79,9 +79,7 @@ def _result(result: Result, model: str, data: Labelled, defence: Mapping[str, An
             "clean": other.clean_accuracy.as_dict(),
             "attacks": [_row(row) for row in other.rows],
         },
-        "paired": None
-        if paired is None
-        else {**dataclasses.asdict(paired), "points": paired.points, "p": paired.p},
+        "paired": None if paired is None else paired.as_dict(),
         "matrix": [_file(each) for each in result.files],
         "checks": [dataclasses.asdict(each) for each in result.checks],
         "robustbench": robustbench(result, model, data, passes=2 if defence else 1),
