@@ -76,6 +76,11 @@ class Assembled:
     judged: Path
     classes: Sequence[str]
 
+    @property
+    def judge(self) -> VictimFile:
+        """What says whether an image fools the file."""
+        return self.subjects[DEFENDED if DEFENDED in self.subjects else UNDEFENDED].victim
+
 
 def assemble(bundle: Bundle, folder: Path, choices: Choices, *, notice: Callable[[str], None]) -> Assembled:
     """Read the images, and write the attack graphs.
@@ -95,9 +100,9 @@ def assemble(bundle: Bundle, folder: Path, choices: Choices, *, notice: Callable
     shop = Workshop(graphs, notice)
     manifest = bundle.manifest
     if bundle.plain is not None:
-        name = manifest.graphs[0].file
-        file, logits = shop.on_pixels(bundle.file(name), bundle.plain)
-        subject = shop.undefended(name, file, {}, logits=logits)
+        name, source, judge = judged_file(bundle, _backend(choices), choices.precision)
+        file, logits = shop.on_pixels(source, bundle.plain)
+        subject = shop.undefended(name, file, {}, judge if judge.backend else None, logits=logits)
         subjects = {UNDEFENDED: _with_transfer(subject, shop, choices.transfer)}
         defence = {}
     else:
@@ -160,9 +165,9 @@ def unattacked(
     graphs.mkdir(parents=True, exist_ok=True)
     shop = Workshop(graphs, notice)
     if bundle.plain is not None:
-        name = bundle.manifest.graphs[0].file
-        file, logits = shop.on_pixels(bundle.file(name), bundle.plain)
-        contenders = {name: VictimFile(shop.logits("plain", file, logits=logits))}
+        name, source, judge = judged_file(bundle, _backend(choices), choices.precision)
+        file, logits = shop.on_pixels(source, bundle.plain)
+        contenders = {name: judge if judge.backend else VictimFile(shop.logits("plain", file, logits=logits))}
     else:
         _, file, victim = judged_file(bundle, _backend(choices), choices.precision)
         contenders = {"defended": victim}
@@ -229,13 +234,12 @@ def draw(assembled: Assembled, evaluation: Evaluation, path: Path) -> None:
     """
     from .report import write_report
 
-    key = DEFENDED if DEFENDED in assembled.subjects else UNDEFENDED
-    victim = assembled.subjects[key].victim.open(Counts())
+    victim = assembled.judge.open(Counts())
 
     def network(images: Array) -> tuple[Array, Array | None]:
         logits = victim.in_batches(images)
         answers = np.where(np.isfinite(logits).all(1), logits.argmax(1), -1)
-        if key == UNDEFENDED:
+        if DEFENDED not in assembled.subjects:
             return answers, None
         session = open_session(assembled.judged)
         return answers, session.run(["saliency"], {session.get_inputs()[0].name: images})[0]
@@ -255,7 +259,12 @@ def keep(assembled: Assembled, evaluation: Evaluation, folder: Path, *, save_ima
         UserError: It cannot be written.
     """
     recorded = record(
-        evaluation, assembled.data, model=assembled.model, files=assembled.files, defence=assembled.defence
+        evaluation,
+        assembled.data,
+        model=assembled.model,
+        files=assembled.files,
+        defence=assembled.defence,
+        backend=assembled.judge.backend or BackendChoice.CPU.value,
     )
     text = json.dumps(recorded, indent=1, ensure_ascii=False, default=str) + "\n"
     place = Destination.of(folder / NAME)

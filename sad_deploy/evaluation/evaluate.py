@@ -168,7 +168,7 @@ def _under(campaign: Campaign, threat: Threat, setting: Setting) -> Result:
     outcome = campaign.attack(key, threat)
     undefended, paired = None, None
     if key == DEFENDED and UNDEFENDED in campaign.subjects:
-        undefended = campaign.attack(UNDEFENDED, threat)
+        undefended = campaign.attack(UNDEFENDED, threat, blind_on_all=False)
         paired = Paired.of(outcome.robust, undefended.robust)
     files = tuple(_file_rows(campaign, outcome))
     found = [

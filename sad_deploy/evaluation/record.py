@@ -28,6 +28,7 @@ def record(
     model: str,
     files: Mapping[str, str],
     defence: Mapping[str, Any],
+    backend: str,
 ) -> dict[str, Any]:
     """As JSON values.
 
@@ -37,6 +38,7 @@ def record(
         model: Its name.
         files: SHA-256 of every file that was judged.
         defence: η, normalisation and clip; empty for a classifier without a defence.
+        backend: What ran the judged file.
     """
     return {
         "schema": SCHEMA,
@@ -45,6 +47,7 @@ def record(
         "data": data.as_dict(),
         "defence": dict(defence),
         "files": dict(files),
+        "backend": backend,
         "results": [_result(each, model, data, defence) for each in evaluation.results],
         "effort": dataclasses.asdict(evaluation.effort),
         "left_out": list(evaluation.left_out),

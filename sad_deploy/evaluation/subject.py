@@ -162,12 +162,21 @@ class Workshop:
         _save(graph, path)
         return path
 
-    def undefended(self, name: str, file: Path, others: Mapping[str, Source], **reading: object) -> Subject:
-        """A classifier, or the first pass of a two-pass file with ``logits="plain_logits"``."""
+    def undefended(
+        self,
+        name: str,
+        file: Path,
+        others: Mapping[str, Source],
+        victim: VictimFile | None = None,
+        **reading: object,
+    ) -> Subject:
+        """A classifier, or the first pass of a two-pass file with ``logits="plain_logits"``.
+
+        It is judged by another runtime if a ``victim`` is given.
+        """
         key = "base" if others else "plain"
         own = self.source(key, file, Way.PLAIN, "its own gradient", direct=True, **_size_only(reading))
-        victim = VictimFile(self.logits(key, file, **reading))
-        return Subject(name, victim, {"own": own, **others})
+        return Subject(name, victim or VictimFile(self.logits(key, file, **reading)), {"own": own, **others})
 
 
 def without_twins(subject: Subject, images: Array, labels: Array) -> Subject:
@@ -200,7 +209,8 @@ def judged_file(bundle: Bundle, backend: BackendChoice, precision: str) -> tuple
     name = file_of(bundle, backend, precision)
     if backend is BackendChoice.CPU:
         return name, bundle.file(name), VictimFile(bundle.file(name))
-    victim = VictimFile(bundle.root, backend.value, precision)
+    place = bundle.file(name) if bundle.is_bare else bundle.root
+    victim = VictimFile(place, backend.value, precision, plain=bundle.plain)
     if backend in GRAPH_BACKENDS:
         return name, bundle.file(name), victim
     return name, bundle.file(bundle.engine(backend.value, precision).graph), victim
