@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from sad_runtime.errors import UserError
+from sad_runtime.intervals import paired_difference, wilson
 from sad_runtime.manifest import InputSpace
 
 from .batch_checks import Batch
 from .classifier import standardized
-from .intervals import paired_difference, wilson
 from .saliency import evaluating, logits_of
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -28,3 +29,14 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="session")
+def digits_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded digits, calibrated in a few seconds and exported. Not to be changed: tests copy it."""
+    from tests.support.command_line import run_command
+
+    folder = tmp_path_factory.mktemp("digits") / "model"
+    run_command("calibrate", "--eta", "0.3", "--batches", "4", "--attack", "fgsm", "--out", str(folder))
+    run_command("export", str(folder))
+    return folder

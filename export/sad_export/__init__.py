@@ -12,6 +12,7 @@ from .job import GraphOptions
 from .tensorrt import BuildOptions, EngineCache, EngineInfo, EngineRequest, build_engine
 from .two_pass import two_pass
 from .verify import VerificationError
+from .write_attack import write_attack
 from .write_gradient import GradientExport, write_gradient
 
 __all__ = [
@@ -31,5 +32,6 @@ __all__ = [
     "input_gradient",
     "two_pass",
     "unsupported_nodes",
+    "write_attack",
     "write_gradient",
 ]

@@ -86,7 +86,7 @@ def attack_graph(
     graph = load_classifier(file, Reading(logits, image_size, in_float32=True))
     for each in graph.notices:
         notice(each)
-    held = saliency_nodes if chosen is Way.CONSTANT else _nothing
+    held = _held if chosen is Way.CONSTANT else _nothing
     return to_proto(differentiated(graph, lowering, Seed.of(of), held=held))
 
 
@@ -140,8 +140,12 @@ def _nothing(graph: ForwardGraph) -> tuple[ir.Node, ...]:
     return ()
 
 
-def saliency_nodes(graph: ForwardGraph) -> list[ir.Node]:
-    """The nodes of a two-pass graph that make η·n(S), found by what they compute, not by their names.
+def _held(graph: ForwardGraph) -> list[ir.Node]:
+    return scaled_saliency(graph)[1]
+
+
+def scaled_saliency(graph: ForwardGraph) -> tuple[ir.Value, list[ir.Node]]:
+    """η·n(S) in a two-pass graph, and the nodes that make it, found by what they compute, not by their names.
 
     S is linear in its seed, the one-hot vector of the predicted class. So the first sum of a value that
     comes from the seed and of one that does not, both of the image's size, is x + η·n(S).
@@ -161,7 +165,7 @@ def saliency_nodes(graph: ForwardGraph) -> list[ir.Node]:
         from_seed = [value for value in inputs if value in seeded]
         from_image = [value for value in inputs if value in of_image and value not in seeded]
         if node.op_type == "Add" and from_seed and from_image and _like(from_seed[0], image):
-            return since
+            return from_seed[0], since
         if node.op_type == "ArgMax" or from_seed:
             seeded.update(node.outputs)
             since.append(node)

@@ -156,6 +156,20 @@ def slope_error(
         saliency: Likewise.
         objective: Logits (N, K) → what S is the gradient of (N,).
     """
+    slopes, norms = measured_slopes(phi, x, saliency, objective)
+    errors = np.min(np.abs(np.divide(slopes, np.where(norms > 0, norms, 1.0)) - 1), axis=0)
+    # A large step crosses kinks, and a small one drowns, so a slope shows itself at most of them.
+    has_slope = np.mean(np.not_equal(slopes, 0), axis=0) > 0.5
+    return float(np.median(np.where(norms > 0, errors, np.where(has_slope, np.inf, 0.0))))
+
+
+def measured_slopes(
+    phi: Callable[[Array], Array], x: Array, saliency: Array, objective: Callable[[Array], Array]
+) -> tuple[Array, Array]:
+    """Slopes of an objective along S / ‖S‖ by central differences, a row a step, (steps, N); and ‖S‖ (N,).
+
+    Arguments are those of :func:`slope_error`.
+    """
     axes = tuple(range(1, x.ndim))
     norms = np.sqrt((saliency**2).sum(axes, keepdims=True))
     noise = np.random.default_rng(0).standard_normal(x.shape)
@@ -167,8 +181,4 @@ def slope_error(
         step = relative_step * np.where(size > 0, size, 1.0)
         rise = objective(phi(x + step * direction)) - objective(phi(x - step * direction))
         slopes.append(rise / (2 * step.reshape(-1)))
-    norms = norms.reshape(-1)
-    errors = np.min(np.abs(np.divide(slopes, np.where(norms > 0, norms, 1.0)) - 1), axis=0)
-    # A large step crosses kinks, and a small one drowns, so a slope shows itself at most of them.
-    has_slope = np.mean(np.not_equal(slopes, 0), axis=0) > 0.5
-    return float(np.median(np.where(norms > 0, errors, np.where(has_slope, np.inf, 0.0))))
+    return np.array(slopes), norms.reshape(-1)

@@ -28,7 +28,7 @@ from .trial_images import smooth_noise
 from .verify import REPORT, VerificationError
 from .verify_forward import LOGITS_TOLERANCE, SLOPE_TOLERANCE
 
-_HALF_LOGITS_TOLERANCE = 1e-2
+HALF_LOGITS_TOLERANCE = 1e-2
 
 
 Space = tuple[Sequence[float], Sequence[float]]
@@ -94,7 +94,7 @@ def logits_problems(
     """
     phi = _reference(forward, trial.images, logits=logits, form=form, space=space)
     refuse_probabilities(first, forward)
-    tolerance = _HALF_LOGITS_TOLERANCE if trial.is_half else LOGITS_TOLERANCE
+    tolerance = HALF_LOGITS_TOLERANCE if trial.is_half else LOGITS_TOLERANCE
     wanted = phi(trial.images)
     # A head that was never trained may be all zeros.
     error = 0.0 if np.array_equal(first, wanted) else relative_l2(first, wanted)

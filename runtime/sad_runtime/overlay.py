@@ -65,12 +65,22 @@ def color_map() -> npt.NDArray[np.uint8]:
 
 def magnitude(saliency: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
     """|S| as it is shown: (C, H, W) → (H, W) in [0, 1]; a map of zeros stays zero."""
-    largest = np.asarray(np.abs(saliency).max(axis=0), dtype=np.float64)
-    largest = np.nan_to_num(largest, posinf=float(np.finfo(np.float32).max))
+    return np.asarray(np.minimum(_largest(saliency) / brightest(saliency), 1.0))
+
+
+def brightest(saliency: npt.NDArray[np.float32]) -> float:
+    """The |S| from which on a pixel of (C, H, W) is shown as bright as can be."""
+    largest = _largest(saliency)
     scale = np.percentile(largest, _SATURATION_PERCENTILE)
     if scale == 0:  # fewer than one pixel in a hundred is salient: show those
         scale = max(largest.max(), np.float64(np.finfo(np.float32).tiny))
-    return np.asarray(np.minimum(largest / scale, 1.0))
+    return float(scale)
+
+
+def _largest(saliency: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """(H, W), over the channels."""
+    largest = np.asarray(np.abs(saliency).max(axis=0), dtype=np.float64)
+    return np.nan_to_num(largest, posinf=float(np.finfo(np.float32).max))
 
 
 def picture(image: npt.NDArray[np.floating[Any]]) -> Image.Image:

@@ -31,12 +31,17 @@ class PlainGraph:
     std: tuple[float, ...]
     probabilities: bool = False
 
+    @property
+    def takes_pixels(self) -> bool:
+        """Whether it takes pixels in [0, 1] as they are."""
+        return set(self.mean) == {0.0} and set(self.std) == {1.0}
+
     def space(self, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """What the file takes, of (N, C, H, W) pixels in [0, 1]."""
+        if self.takes_pixels:
+            return images
         import numpy as np
 
-        if set(self.mean) == {0.0} and set(self.std) == {1.0}:
-            return images
         mean, std = (
             np.asarray(each, dtype=np.float32).reshape(1, -1, 1, 1) for each in (self.mean, self.std)
         )

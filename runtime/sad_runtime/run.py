@@ -22,9 +22,10 @@ from .bundle.robustness import robustness
 from .choices import BackendChoice
 from .classifier import Classifier
 from .errors import UserError
+from .labelled import Labels, RunScores
 from .pipeline import Options, Pictures, Pipeline
 from .result_format import ResultFormat
-from .results import STDOUT, Columns, Row, RunRecord, Summary, open_output
+from .results import STDOUT, Columns, Row, RunRecord, Summary, open_output, read_rows
 from .sources import Shard, Sources, open_sources
 
 Names = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
@@ -43,6 +44,8 @@ class RunOptions:
         saliency: Folder in which saliency overlays are drawn; none by default.
         saliency_intensity: Colour of the overlays, 0 to 1.
         report: HTML page to write; none by default.
+        labels: What the images show, to say how right the answers are: ``folders``, or a list's file; see
+            :meth:`sad_runtime.labelled.Labels.read`. None: nothing is said of that.
         resume: Skip images that have a row and were not changed since.
         retry_errors: With ``resume``, try again the images whose row is an error.
         overwrite: Replace an earlier run's results.
@@ -68,6 +71,7 @@ class RunOptions:
     saliency: Path | None = None
     saliency_intensity: float = 0.75
     report: Path | None = None
+    labels: str | None = None
     resume: bool = False
     retry_errors: bool = False
     overwrite: bool = False
@@ -167,6 +171,7 @@ class JournaledRun:
         classifier: The loaded bundle.
         sources: The images; may be counted meanwhile.
         summary: Counts so far.
+        scores: How right the answers are, at the end; None without labels.
     """
 
     def __init__(
@@ -188,6 +193,10 @@ class JournaledRun:
                 open_sources(names, exclude=written, shard=options.shard, zip_encoding=options.zip_encoding)
             )
             opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+            self.scores: RunScores | None = None
+            if options.labels is not None:
+                classes = opened.manifest.classes
+                self.scores = RunScores(Labels.read(options.labels, classes, self.sources.base))
             self._output = stack.enter_context(
                 open_output(to, table=options.table, resume=options.resume, overwrite=options.overwrite)
             )
@@ -260,6 +269,8 @@ class JournaledRun:
             self._output.write(rows)
             self.summary.add(rows)
             self._count()
+            if self.scores is not None and self._output.kept_in is None:
+                self.scores.add(rows)
             yield rows
 
     def stop(self) -> None:
@@ -274,6 +285,8 @@ class JournaledRun:
         """
         self._count()
         journal = self._output.complete()
+        if self.scores is not None and journal is not None:  # with the rows of the run that is gone on with
+            self.scores.add(read_rows(journal, len(self.classifier.manifest.classes)))
         if self._page is not None and journal is not None:
             self._page.finish(
                 journal,
@@ -281,6 +294,7 @@ class JournaledRun:
                 backend=self.classifier.backend_name,
                 processed=self.summary.done,
                 robust=robustness(self.classifier.bundle),
+                scores=self.scores,
             )
         self._output.publish(self._columns())
         return self.summary

@@ -14,12 +14,14 @@ from sad_runtime.errors import UserError
 from sad_runtime.extras import require
 from sad_runtime.files import Destination
 
+from .bare_options import BareChoices
 from .console import interruptible, print_json, print_note, print_result, print_status, print_warning
-from .options import DEFAULT_BUNDLE, RESULT, AsJson, expanded, numbers
+from .options import DEFAULT_BUNDLE, RESULT, AsJson, expanded
 
 if TYPE_CHECKING:
     from sad_deploy.evaluation.assembly import Assembled, Choices
     from sad_deploy.evaluation.evaluate import Evaluation
+    from sad_runtime.bundle import Bundle
 
 ATTACK = "Attack"
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
@@ -33,10 +35,18 @@ class EvaluateOptions:
         str | None,
         typer.Option(
             metavar="DATA",
-            help="Labelled images: class folders, a list FILE.csv of path,label lines, digits, cifar10:PATH.",
+            help="Labelled images: a folder, archive, pattern or @LIST as infer takes it, a list FILE.csv of "
+            "path,label lines, digits, cifar10:PATH.",
             show_default="the bundle's test images, of digits",
         ),
     ] = None
+    labels: Annotated[
+        str,
+        typer.Option(
+            metavar="folders|FILE.csv",
+            help="What they show: the class whose name a folder has, or a list of path,label lines.",
+        ),
+    ] = "folders"
     images: Annotated[int, typer.Option(metavar="N", min=1, help="How many of them.")] = 100
     epsilon: Annotated[
         list[str] | None,
@@ -69,25 +79,6 @@ class EvaluateOptions:
         ),
     ] = None
     seed: Annotated[int, typer.Option(min=0, help="Of all random numbers.", rich_help_panel=ATTACK)] = 0
-    plain: Annotated[
-        bool,
-        typer.Option("--plain", help="The file is a classifier without a defence.", rich_help_panel=ATTACK),
-    ] = False
-    logits: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME", help="With --plain: its output that holds the logits.", show_default=False
-        ),
-    ] = None
-    mean: Annotated[
-        str | None,
-        typer.Option(
-            metavar="M,M,M", help="With --plain: of the classifier's input.", show_default="pixels in [0, 1]"
-        ),
-    ] = None
-    std: Annotated[
-        str | None, typer.Option(metavar="S,S,S", help="Likewise.", show_default="pixels in [0, 1]")
-    ] = None
     backend: Annotated[
         BackendChoice, typer.Option(help="What judges, of a bundle; auto: cpu.", rich_help_panel=ATTACK)
     ] = BackendChoice.AUTO
@@ -105,16 +96,10 @@ class EvaluateOptions:
     ] = None
 
     def choices(self) -> Choices:
-        """What is attacked.
-
-        Raises:
-            UserError: ``mean`` or ``std`` are no numbers.
-        """
+        """What is attacked."""
         from sad_deploy.evaluation.assembly import Choices
 
-        names = {field.name for field in dataclasses.fields(Choices)} - {"mean", "std"}
-        given = {name: getattr(self, name) for name in names}
-        return Choices(mean=numbers(self.mean, "--mean"), std=numbers(self.std, "--std"), **given)
+        return Choices(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Choices)})
 
 
 @expanded
@@ -124,6 +109,7 @@ def evaluate(
     ] = DEFAULT_BUNDLE,
     *,
     options: EvaluateOptions,
+    bare: BareChoices,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -169,12 +155,12 @@ def evaluate(
         Destination.of(report)
     folder = out or Path(f"{what}".rstrip("/") + ".evaluation")
     if clean:
-        return _clean(what, folder, options, as_json=as_json)
+        return _clean(bare.opened(what), folder, options, as_json=as_json)
     with (
         interruptible(f"what is done is kept in {folder}; the same command goes on"),
         share_progress() as progress,
     ):
-        assembled = assemble(what, folder, options.choices(), notice=print_note)
+        assembled = assemble(bare.opened(what), folder, options.choices(), notice=print_note)
         setting = Setting(threats, options.seed, budget, options.processes, progress, print_note)
         evaluation = attack(assembled.subjects, assembled.data.images, setting, folder)
     if report is not None:
@@ -182,21 +168,21 @@ def evaluate(
     _finish(assembled, evaluation, folder, as_json=as_json, save_images=save_images)
 
 
-def _clean(what: Path, folder: Path, options: EvaluateOptions, *, as_json: bool) -> None:
-    if options.plain:
-        raise UserError("--clean is for bundles and two-pass graphs", hint="infer --plain classifies images")
+def _clean(bundle: Bundle, folder: Path, options: EvaluateOptions, *, as_json: bool) -> None:
     from sad_deploy.evaluation.assembly import unattacked
-    from sad_deploy.evaluation.clean import Clean
+    from sad_runtime.labelled import Scores
 
-    from .evaluate_table import clean_lines
+    from .score_lines import score_lines
 
-    model, data, classes, answers = unattacked(what, folder, options.choices(), notice=print_note)
-    found = {name: Clean.of(logits, data.images.labels) for name, logits in answers.items()}
+    data, answers = unattacked(bundle, folder, options.choices(), notice=print_note)
+    model, classes = bundle.manifest.model.name, bundle.manifest.classes
+    found = {name: Scores.of_logits(logits, data.images.labels) for name, logits in answers.items()}
     if as_json:
-        networks = {name: each.as_dict(tuple(classes)) for name, each in found.items()}
+        networks = {name: each.as_dict(classes) for name, each in found.items()}
         print_json({"model": model, "data": data.as_dict(), "classes": list(classes), "networks": networks})
         return
-    for line in clean_lines(found, data, model, classes):
+    title = f"{model} · {len(data.images)} {data.split} images of {data.source}"
+    for line in score_lines(title, found, classes):
         print_result(line)
 
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from .score_lines import interval
+
 if TYPE_CHECKING:
-    from sad_deploy.evaluation.clean import Clean
     from sad_deploy.evaluation.data import Labelled
     from sad_deploy.evaluation.evaluate import Evaluation, Result
-    from sad_deploy.evaluation.outcome import Share
+    from sad_runtime.labelled import Share
 
 _WIDE, _NAME = 48, 20
-_MISTAKES = 10
 
 
 def lines(evaluation: Evaluation, data: Labelled, model: str) -> Iterator[str]:
@@ -25,32 +25,6 @@ def lines(evaluation: Evaluation, data: Labelled, model: str) -> Iterator[str]:
         yield from _result(result, data, model, evaluation.seed)
     left_out = "; ".join(evaluation.left_out)
     yield f"  left out: {left_out}. {UPPER_BOUND}" if left_out else f"  {UPPER_BOUND}"
-
-
-def clean_lines(
-    found: Mapping[str, Clean], data: Labelled, model: str, classes: Sequence[str]
-) -> Iterator[str]:
-    """Accuracy without an attack, of every network."""
-    count = len(data.images)
-    yield f"accuracy of {model} · {count} {data.split} images of {data.source} · no attack"
-    yield ""
-    yield f"  {'':<28}{'accuracy':>10}  {'95 %':<16}{'confidence − accuracy':>22}"
-    for name, each in found.items():
-        yield (
-            f"  {name:<28}{each.accuracy.percent:>8.1f} %  {_interval(each.accuracy):<16}"
-            f"{each.calibration_error:>15.1f} points"
-        )
-    defended = next(iter(found.values()))
-    yield ""
-    yield f"  {'class':<28}{'images':>8}" + "".join(f"{name.split(',')[0]:>14}" for name in found)
-    for label, mine in defended.by_class.items():
-        cells = "".join(f"{each.by_class[label].percent:>12.0f} %" for each in found.values())
-        yield f"  {classes[label][:27]:<28}{mine.images:>8}{cells}"
-    if mistakes := defended.mistaken(_MISTAKES):
-        yield ""
-        yield "  taken for another class, defended:"
-        for true, said, images in mistakes:
-            yield f"    {classes[true]} as {classes[said]}: {images}"
 
 
 def _result(result: Result, data: Labelled, model: str, seed: int) -> Iterator[str]:
@@ -97,9 +71,4 @@ def _files(result: Result) -> Iterator[str]:
 
 
 def _figure(words: str, value: Share, prefix: str = "") -> str:
-    return f"  {words:<44}{value.percent:5.1f} %  ({prefix}{_interval(value)})"
-
-
-def _interval(value: Share) -> str:
-    low, high = value.interval
-    return f"{low:.1f} … {high:.1f}"
+    return f"  {words:<44}{value.percent:5.1f} %  ({prefix}{interval(value)})"

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from sad_runtime.choices import ConvGradient, Method, Objective, Target
+from sad_runtime.choices import ConvGradient, Method, Objective, Target, Way
+from sad_runtime.errors import UserError
 from sad_runtime.extras import require
 from sad_runtime.files import Destination
 
@@ -24,6 +25,7 @@ from .options import (
     check_forward,
     expanded,
     numbers,
+    option_names,
     refuse_same_file,
 )
 
@@ -44,6 +46,16 @@ class AttributionOptions:
             rich_help_panel=GRAPH,
         ),
     ] = Objective.LARGEST.value
+    way: Annotated[
+        Way | None,
+        typer.Option(
+            metavar="|".join(Way),
+            help="Of a two-pass file, as an attack asks it, with --of loss or cotangent: of the first pass, "
+            "of both with S held constant, or through S too.",
+            show_default=False,
+            rich_help_panel=GRAPH,
+        ),
+    ] = None
     at: Annotated[
         str | None,
         typer.Option(
@@ -112,7 +124,26 @@ class AttributionOptions:
     def settings(self) -> dict[str, Any]:
         """For the exporter."""
         given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        del given["way"]
         return given | {"baseline": numbers(self.baseline, "--baseline")}
+
+    def refuse_with_way(self, image: ImageOptions, conv_gradient: ConvGradient) -> None:
+        """Refuse what an attack's gradient has no use for.
+
+        Raises:
+            UserError: It was given.
+        """
+        given = [
+            field.name
+            for options in (self, image)
+            for field in dataclasses.fields(options)
+            if field.name not in ("of", "way") and getattr(options, field.name) != field.default
+        ]
+        if conv_gradient is not ConvGradient.AUTO:
+            given.append("conv_gradient")
+        if given:
+            options = ", ".join(option_names(dict.fromkeys(given, True)))
+            raise UserError(f"{options}: not with --way, which takes the file as it is shipped")
 
 
 @expanded
@@ -142,22 +173,25 @@ def gradient(
     """
     check_forward(forward)
     require("onnx_ir", extra="export", need="sad-deploy gradient")
-    from sad_export import write_gradient
+    from sad_export import write_attack, write_gradient
 
     out = out or forward.with_suffix(".gradient.onnx")
     Destination.of(out)
     refuse_same_file(forward, out)
-    made = write_gradient(
-        forward,
-        out,
-        **attribution.settings(),
-        bare=image.options(),
-        logits=reading.logits,
-        image_size=reading.size(),
-        conv_gradient=conv_gradient,
-        target=target,
-        notice=print_note,
-    )
+    read: dict[str, Any] = {"logits": reading.logits, "image_size": reading.size(), "target": target}
+    if attribution.way is not None:
+        attribution.refuse_with_way(image, conv_gradient)
+        made = write_attack(forward, out, way=attribution.way, of=attribution.of, **read, notice=print_note)
+    else:
+        made = write_gradient(
+            forward,
+            out,
+            **attribution.settings(),
+            bare=image.options(),
+            conv_gradient=conv_gradient,
+            **read,
+            notice=print_note,
+        )
     if as_json:
         print_json({"graph": str(made.graph), "bytes": made.bytes, "outputs": list(made.outputs)})
     print_status(

@@ -13,20 +13,24 @@ import typer
 from sad_runtime.errors import UserError
 from sad_runtime.result_format import ResultFormat
 
+from .bare_options import BareChoices
 from .console import (
     EXIT_INTERRUPTED,
     EXIT_SOME_IMAGES_FAILED,
     print_error,
     print_hint,
     print_json,
+    print_note,
+    print_result,
     print_status,
     print_warning,
 )
-from .infer_options import BareChoices, BundleFolder, Out, RunChoices, SourceArgument, SummaryAsJson
+from .infer_options import BundleFolder, Out, RunChoices, SourceArgument, SummaryAsJson
 from .options import DEFAULT_BUNDLE, expanded
 from .running import drawn_progress, resume_command, say_backend
 
 if TYPE_CHECKING:
+    from sad_runtime.labelled import RunScores
     from sad_runtime.results import Summary
     from sad_runtime.run import JournaledRun
 
@@ -77,11 +81,15 @@ def infer(
         summary = run.finish()
     written = {"results": out, "overlays": options.saliency, "report": options.report}
     if as_json:
-        print_json(_as_json(summary) | {what: where and str(where) for what, where in written.items()})
+        places = {what: where and str(where) for what, where in written.items()}
+        scored = {} if run.scores is None or run.scores.problem else {"accuracy": run.scores.as_dict()}
+        print_json(_as_json(summary) | places | scored)
     _print(summary)
     for what, where in written.items():
         if where and where != STDOUT:
             print_status(f"{what}: {where}")
+    if run.scores is not None:
+        _say_scores(run.scores, str(bundle), as_table=not (as_json or out == STDOUT))
     if summary.failures or summary.skipped_failures:
         raise typer.Exit(EXIT_SOME_IMAGES_FAILED)
 
@@ -122,6 +130,32 @@ def _print(summary: Summary) -> None:
         print_warning(f"{failed} had failed before; --retry-errors tries again")
     if summary.left_out:
         print_status(describe_left_out(summary.left_out))
+
+
+def _say_scores(scores: RunScores, what: str, *, as_table: bool) -> None:
+    """How right the answers are.
+
+    Raises:
+        UserError: The labels cannot be right; rows are written all the same.
+    """
+    if problem := scores.problem:
+        raise UserError(problem[0], hint=problem[1])
+    if scores.unlabelled:
+        number = _count(scores.unlabelled, "image")
+        print_warning(f"{number} without a label, for example {scores.example}")
+    if as_table:
+        from .score_lines import paired_line, score_lines
+
+        for line in score_lines(
+            f"{what} · {_count(len(scores), 'image')}", scores.networks, scores.labels.classes
+        ):
+            print_result(line)
+        if (paired := scores.paired) is not None:
+            print_result("")
+            print_result(paired_line(paired))
+            print_note(
+                "the network before calibration is not in a run: sad-deploy evaluate --clean measures it"
+            )
 
 
 def _as_json(summary: Summary) -> dict[str, Any]:

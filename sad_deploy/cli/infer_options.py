@@ -10,20 +10,16 @@ import typer
 
 from sad_runtime.choices import BackendChoice
 from sad_runtime.errors import UserError
-from sad_runtime.manifest import ExifOrientation, Interpolation
 from sad_runtime.result_format import ResultFormat
 
-from .console import print_note
-from .options import RESULT, numbers, option_names
+from .options import RESULT, option_names
 
 if TYPE_CHECKING:
-    from sad_runtime.bundle import Bundle
     from sad_runtime.run import RunOptions
 
 _PICTURES = "Pictures"
 _EARLIER = "Earlier runs"
 _RUNNING = "Running"
-_BARE = "A bare graph"
 
 SourceArgument = Annotated[
     list[str],
@@ -49,96 +45,6 @@ SummaryAsJson = Annotated[
     bool,
     typer.Option("--json", help="Print the run's counts as JSON, for programs.", rich_help_panel=RESULT),
 ]
-
-
-@dataclasses.dataclass(frozen=True)
-class BareChoices:
-    """What a bare graph does not say of itself; see :class:`sad_runtime.bare_graph.BareOptions`."""
-
-    resize: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            metavar="N",
-            help="Shorter side after the resize; the middle is cut out of it.",
-            show_default="the file's, else to its height and width",
-            rich_help_panel=_BARE,
-        ),
-    ] = None
-    interpolation: Annotated[
-        Interpolation | None,
-        typer.Option(
-            help="Filter of the resize.", show_default="the file's, else bilinear", rich_help_panel=_BARE
-        ),
-    ] = None
-    exif_orientation: Annotated[
-        ExifOrientation | None,
-        typer.Option(
-            help="Whether the camera's tag turns the image.",
-            show_default="the file's, else apply",
-            rich_help_panel=_BARE,
-        ),
-    ] = None
-    classes: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Names of the classes in the order of the logits, one a line.",
-            show_default="the file's, else numbers",
-            rich_help_panel=_BARE,
-        ),
-    ] = None
-
-    plain: Annotated[
-        bool,
-        typer.Option(
-            "--plain",
-            help="The graph is a classifier without a defence: rows have its label and probability alone.",
-            rich_help_panel=_BARE,
-        ),
-    ] = False
-    mean: Annotated[
-        str | None,
-        typer.Option(
-            metavar="X,X,X",
-            help="With --plain: per channel, where the graph has it not inside.",
-            show_default=False,
-            rich_help_panel=_BARE,
-        ),
-    ] = None
-    std: Annotated[
-        str | None,
-        typer.Option(
-            metavar="X,X,X", help="Per channel, with --mean.", show_default=False, rich_help_panel=_BARE
-        ),
-    ] = None
-
-    def opened(self, bundle: Path) -> Bundle:
-        """A bundle's folder, or a bare graph's file, as a bundle.
-
-        Raises:
-            UserError: It cannot be used; or options of a bare graph for a bundle.
-        """
-        from sad_runtime.bare_graph import BareOptions, bundle_of_graph
-        from sad_runtime.bundle import Bundle
-
-        options = BareOptions(
-            resize=self.resize,
-            interpolation=self.interpolation,
-            exif_orientation=self.exif_orientation,
-            classes=self.classes,
-            mean=numbers(self.mean, "--mean"),
-            std=numbers(self.std, "--std"),
-        )
-        if self.plain:
-            from sad_runtime.plain_graph import bundle_of_classifier
-
-            return bundle_of_classifier(bundle, options, notice=print_note)
-        if bundle.suffix == ".onnx" and not bundle.is_dir():
-            return bundle_of_graph(bundle, options)
-        if options.given:
-            raise UserError(f"{', '.join(options.given)}: only for a bare graph; a bundle says it itself")
-        return Bundle.open(bundle)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,6 +89,16 @@ class RunChoices:
         Path | None,
         typer.Option(
             metavar="FILE", help="Write an HTML page to look through results.", rich_help_panel=_PICTURES
+        ),
+    ] = None
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            metavar="folders|FILE.csv",
+            help="What the images show, to say how right the answers are: the class whose name a folder has, "
+            "or a list of path,label lines.",
+            show_default=False,
+            rich_help_panel=RESULT,
         ),
     ] = None
     resume: Annotated[

@@ -9,23 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 
-from sad_export import two_pass
-from sad_export.graph.values import static
-from sad_export.loading import Reading, load_classifier
-from sad_runtime.bare_graph import BareOptions, bundle_of_graph
 from sad_runtime.bundle import Bundle, write_bundle
 from sad_runtime.choices import BackendChoice, Way
 from sad_runtime.errors import UserError
 from sad_runtime.files import Destination
-from sad_runtime.manifest import Color, Preprocessing
+from sad_runtime.labelled import FOLDERS
+from sad_runtime.manifest import Manifest
 
 from .data import Labelled, labelled
 from .evaluate import DEFENDED, UNDEFENDED, Evaluation
 from .oracles import Array, Counts, VictimFile, open_session
 from .record import NAME, record
-from .subject import Subject, Workshop, is_defended, judged_file
+from .subject import Subject, Workshop, judged_file
 
 GRAPHS = "graphs"
 """Folder of the attack graphs, inside an evaluation's."""
@@ -37,26 +33,20 @@ class Choices:
 
     Attributes:
         data: See :func:`~.data.labelled`; None: the bundle's own test images, of the embedded digits.
+        labels: Where the images' labels come from; see :func:`~.data.labelled`.
         images: Most of them.
         seed: Decides which.
         transfer: Another classifier whose adversarial images are tried.
-        plain: Whether the file is a classifier without a defence.
-        logits: Name of its logits, where it has several outputs.
-        mean: Per channel, of its input; None: it takes pixels in [0, 1].
-        std: Likewise.
         backend: What judges a bundle's file; ``auto`` is onnxruntime on the CPU.
         precision: Which of its graphs or engines.
         matrix: Whether its other graphs are attacked too.
     """
 
     data: str | None = None
+    labels: str = FOLDERS
     images: int = 100
     seed: int = 0
     transfer: Path | None = None
-    plain: bool = False
-    logits: str | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
     backend: BackendChoice = BackendChoice.AUTO
     precision: str = "fp32"
     matrix: bool = False
@@ -86,12 +76,17 @@ class Assembled:
     judged: Path
     classes: Sequence[str]
 
+    @property
+    def judge(self) -> VictimFile:
+        """What says whether an image fools the file."""
+        return self.subjects[DEFENDED if DEFENDED in self.subjects else UNDEFENDED].victim
 
-def assemble(what: Path, folder: Path, choices: Choices, *, notice: Callable[[str], None]) -> Assembled:
+
+def assemble(bundle: Bundle, folder: Path, choices: Choices, *, notice: Callable[[str], None]) -> Assembled:
     """Read the images, and write the attack graphs.
 
     Args:
-        what: A bundle's folder, a two-pass graph, or with ``plain`` any classifier.
+        bundle: A calibrated one, or a bare graph as one: with a defence, or a plain classifier.
         folder: Where the graphs go.
         choices: What the user said.
         notice: Told what is taken otherwise than a file has it.
@@ -99,50 +94,55 @@ def assemble(what: Path, folder: Path, choices: Choices, *, notice: Callable[[st
     Raises:
         UserError: The file or the images cannot be used.
     """
+    data = _labelled(bundle, choices)
     graphs = folder / GRAPHS
-    if choices.plain:
-        return _classifier(what, graphs, choices, notice)
-    bundle, data = _opened(what, choices)
-    manifest = bundle.manifest
     graphs.mkdir(parents=True, exist_ok=True)
     shop = Workshop(graphs, notice)
-    name, file, victim = judged_file(bundle, _backend(choices), choices.precision)
-    base = None if bundle.is_bare else _base(bundle, graphs, notice)
-    defended = shop.defended(name, file, victim, base, f"own-{file.stem}")
-    defended = _with_transfer(defended, shop, choices.transfer)
-    own = {"plain": defended.sources["plain"]}
-    subjects = {DEFENDED: defended}
-    if base is not None:
-        subjects[UNDEFENDED] = shop.undefended("undefended network", base, own, logits="plain_logits")
+    manifest = bundle.manifest
+    if bundle.plain is not None:
+        name, source, judge = judged_file(bundle, _backend(choices), choices.precision)
+        file, logits = shop.on_pixels(source, bundle.plain)
+        subject = shop.undefended(name, file, {}, judge if judge.backend else None, logits=logits)
+        subjects = {UNDEFENDED: _with_transfer(subject, shop, choices.transfer)}
+        defence = {}
     else:
-        subjects[UNDEFENDED] = shop.undefended("first pass alone", file, {}, logits="plain_logits")
-    if choices.matrix:
-        subjects |= _others(bundle, shop, name)
-    defence = dataclasses.asdict(manifest.defence)
-    hashes = {name: manifest.files[name]}
+        name, file, victim = judged_file(bundle, _backend(choices), choices.precision)
+        base = None if bundle.is_bare else _base(bundle, graphs, notice)
+        defended = shop.defended(name, file, victim, base, f"own-{file.stem}")
+        defended = _with_transfer(defended, shop, choices.transfer)
+        own = {"plain": defended.sources["plain"]}
+        subjects = {DEFENDED: defended}
+        if base is not None:
+            subjects[UNDEFENDED] = shop.undefended("undefended network", base, own, logits="plain_logits")
+        else:
+            subjects[UNDEFENDED] = shop.undefended("first pass alone", file, {}, logits="plain_logits")
+        if choices.matrix:
+            subjects |= _others(bundle, shop, name)
+        defence = dataclasses.asdict(manifest.defence)
     return Assembled(
         manifest.model.name,
         subjects,
         data,
         None if bundle.is_bare else bundle,
-        hashes,
+        {name: manifest.files[name]},
         defence,
         file,
         manifest.classes,
     )
 
 
-def _opened(what: Path, choices: Choices) -> tuple[Bundle, Labelled]:
-    """A bundle, or a bare two-pass graph as one, and the images that it is evaluated on."""
-    if what.suffix == ".onnx" and what.is_file() and not is_defended(what):
-        raise UserError(
-            f"{what} is a classifier without a defence", hint=f"sad-deploy evaluate {what} --plain --data …"
-        )
-    bundle = bundle_of_graph(what, BareOptions()) if what.is_file() else Bundle.open(what)
+def _labelled(bundle: Bundle, choices: Choices) -> Labelled:
+    """The images that a bundle is evaluated on."""
     manifest = bundle.manifest
-    source = choices.data or _own_data(manifest.calibration, what)
-    data = labelled(source, manifest.preprocessing, manifest.classes, count=choices.images, seed=choices.seed)
-    return bundle, data
+    source = choices.data or _own_data(manifest)
+    return labelled(
+        source,
+        manifest.preprocessing,
+        manifest.classes,
+        count=choices.images,
+        seed=choices.seed,
+        labels=choices.labels,
+    )
 
 
 def _backend(choices: Choices) -> BackendChoice:
@@ -150,64 +150,33 @@ def _backend(choices: Choices) -> BackendChoice:
 
 
 def unattacked(
-    what: Path, folder: Path, choices: Choices, *, notice: Callable[[str], None]
-) -> tuple[str, Labelled, Sequence[str], dict[str, Array]]:
-    """What a bundle's networks answer to the images as they are; see :mod:`.clean`.
+    bundle: Bundle, folder: Path, choices: Choices, *, notice: Callable[[str], None]
+) -> tuple[Labelled, dict[str, Array]]:
+    """What a bundle's networks answer to the images as they are; see :class:`sad_runtime.labelled.Scores`.
 
     Returns:
-        The model's name, the images, names of the classes, and logits (N, K) by network.
+        The images, and logits (N, K) by network.
 
     Raises:
         UserError: As :func:`assemble`.
     """
-    bundle, data = _opened(what, choices)
+    data = _labelled(bundle, choices)
     graphs = folder / GRAPHS
     graphs.mkdir(parents=True, exist_ok=True)
     shop = Workshop(graphs, notice)
-    _, file, victim = judged_file(bundle, _backend(choices), choices.precision)
-    contenders = {"defended": victim}
-    contenders["first pass, recalibrated"] = VictimFile(shop.logits("first", file, logits="plain_logits"))
-    base = None if bundle.is_bare else _base(bundle, graphs, notice)
-    if base is not None:
-        contenders["undefended"] = VictimFile(shop.logits("base", base, logits="plain_logits"))
-    answers = {}
-    for words, each in contenders.items():
-        answers[words] = each.open(Counts()).in_batches(data.images.pixels)
-    return bundle.manifest.model.name, data, bundle.manifest.classes, answers
-
-
-def _classifier(what: Path, graphs: Path, choices: Choices, notice: Callable[[str], None]) -> Assembled:
-    """A classifier without a defence, as other people have it."""
-    from sad_runtime.bundle.read import sha256
-
-    if not what.is_file():
-        raise UserError(f"there is no graph {what}", hint="--plain takes a classifier's ONNX file")
-    if choices.data is None:
-        raise UserError("which labelled images?", hint="--data FOLDER, with a folder a class")
-    graph = load_classifier(what, Reading(choices.logits))
-    _, channels, height, width = (graph.image_shape[0], *(static(dim) for dim in graph.image_shape[1:]))
-    preprocessing = Preprocessing(
-        Color.RGB if channels == 3 else Color.GRAY, (height, width), (height, width)
-    )
-    classes = [str(i) for i in range(graph.num_classes)]
-    folder = Path(choices.data)
-    if folder.is_dir():
-        classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
-    data = labelled(choices.data, preprocessing, classes, count=choices.images, seed=choices.seed)
-    graphs.mkdir(parents=True, exist_ok=True)
-    file, reading = what, {"logits": choices.logits}
-    if choices.mean is not None or choices.std is not None:
-        file = graphs / f"{sha256(what)[:12]}.pixels.onnx"
-        wrapped = two_pass(
-            what, eta=0.0, mean=choices.mean, std=choices.std, logits=choices.logits, notice=notice
-        )
-        onnx.save(wrapped, str(file))
-        reading = {"logits": "plain_logits"}
-    shop = Workshop(graphs, notice)
-    subject = _with_transfer(shop.undefended(what.name, file, {}, **reading), shop, choices.transfer)
-    return Assembled(
-        what.name, {UNDEFENDED: subject}, data, None, {what.name: sha256(what)}, {}, what, classes
-    )
+    if bundle.plain is not None:
+        name, source, judge = judged_file(bundle, _backend(choices), choices.precision)
+        file, logits = shop.on_pixels(source, bundle.plain)
+        contenders = {name: judge if judge.backend else VictimFile(shop.logits("plain", file, logits=logits))}
+    else:
+        _, file, victim = judged_file(bundle, _backend(choices), choices.precision)
+        contenders = {"defended": victim}
+        contenders["first pass, recalibrated"] = VictimFile(shop.logits("first", file, logits="plain_logits"))
+        base = None if bundle.is_bare else _base(bundle, graphs, notice)
+        if base is not None:
+            contenders["undefended"] = VictimFile(shop.logits("base", base, logits="plain_logits"))
+    pixels = data.images.pixels
+    return data, {words: each.open(Counts()).in_batches(pixels) for words, each in contenders.items()}
 
 
 def _with_transfer(subject: Subject, shop: Workshop, transfer: Path | None) -> Subject:
@@ -218,16 +187,16 @@ def _with_transfer(subject: Subject, shop: Workshop, transfer: Path | None) -> S
     return dataclasses.replace(subject, sources={**subject.sources, "transfer": other})
 
 
-def _own_data(calibration: Mapping[str, Any], what: Path) -> str:
+def _own_data(manifest: Manifest) -> str:
     """The embedded digits, for a bundle that was made of them.
 
     Raises:
         UserError: It was made of other data.
     """
-    if calibration.get("data", {}).get("source") == "digits":
+    if manifest.calibration.get("data", {}).get("source") == "digits":
         return "digits"
     raise UserError(
-        f"which labelled images should {what} be evaluated on?",
+        f"which labelled images should {manifest.model.name} be evaluated on?",
         hint="--data FOLDER with a folder a class, of images that the network was not trained on",
     )
 
@@ -265,16 +234,18 @@ def draw(assembled: Assembled, evaluation: Evaluation, path: Path) -> None:
     """
     from .report import write_report
 
-    def saliency(images: Array) -> Array | None:
+    victim = assembled.judge.open(Counts())
+
+    def network(images: Array) -> tuple[Array, Array | None]:
+        logits = victim.in_batches(images)
+        answers = np.where(np.isfinite(logits).all(1), logits.argmax(1), -1)
         if DEFENDED not in assembled.subjects:
-            return None
+            return answers, None
         session = open_session(assembled.judged)
-        image = session.get_inputs()[0].name
-        found: Array = session.run(["saliency"], {image: images})[0]
-        return found
+        return answers, session.run(["saliency"], {session.get_inputs()[0].name: images})[0]
 
     write_report(
-        path, evaluation, assembled.data, model=assembled.model, classes=assembled.classes, saliency=saliency
+        path, evaluation, assembled.data, model=assembled.model, classes=assembled.classes, network=network
     )
 
 
@@ -288,7 +259,12 @@ def keep(assembled: Assembled, evaluation: Evaluation, folder: Path, *, save_ima
         UserError: It cannot be written.
     """
     recorded = record(
-        evaluation, assembled.data, model=assembled.model, files=assembled.files, defence=assembled.defence
+        evaluation,
+        assembled.data,
+        model=assembled.model,
+        files=assembled.files,
+        defence=assembled.defence,
+        backend=assembled.judge.backend or BackendChoice.CPU.value,
     )
     text = json.dumps(recorded, indent=1, ensure_ascii=False, default=str) + "\n"
     place = Destination.of(folder / NAME)

@@ -7,8 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from sad_runtime.labelled import share
+
 from .oracles import Array, Counts
-from .outcome import Outcome, Row, merged, share
+from .outcome import Outcome, Row, merged
 from .plan import DOUBLED, Costs, Effort, Stage, doubled, stages
 from .subject import Subject
 from .threat import Threat
@@ -40,12 +42,14 @@ class Campaign:
     total: float = 1.0
     _spent: float = 0.0
 
-    def attack(self, key: str, threat: Threat) -> Outcome:
+    def attack(self, key: str, threat: Threat, *, blind_on_all: bool = True) -> Outcome:
         """One subject under one threat, all stages.
 
         Args:
             key: Of the subject.
             threat: What is allowed.
+            blind_on_all: Whether attacks without gradients see all images, so that what each leaves alone is
+                known, or survivors only, which takes less time and leaves the same worst case.
         """
         subject = self.subjects[key]
         clean, non_finite = self._clean(key)
@@ -54,6 +58,8 @@ class Campaign:
         pending = stages(subject, self.effort, threat.norm)
         while pending:
             stage = pending.pop(0)
+            if not blind_on_all and not stage.source:
+                stage = dataclasses.replace(stage, survivors=True)
             before = clean if not stage.survivors else left
             row, found = self._stage(key, stage, threat, before)
             for i, image in found.items():

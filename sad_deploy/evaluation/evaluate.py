@@ -11,10 +11,11 @@ from pathlib import Path
 
 from sad_runtime.devices import available_cores
 from sad_runtime.errors import UserError
+from sad_runtime.labelled import Paired, Share, out_of_step, share
 
 from . import checks
 from .campaign import Campaign, Progress
-from .outcome import Outcome, Paired, Row, Share, share
+from .outcome import Outcome, Row
 from .plan import Costs, Effort, affordable, expected_cost, left_out, sample
 from .subject import Subject, without_twins
 from .threat import Threat
@@ -167,7 +168,7 @@ def _under(campaign: Campaign, threat: Threat, setting: Setting) -> Result:
     outcome = campaign.attack(key, threat)
     undefended, paired = None, None
     if key == DEFENDED and UNDEFENDED in campaign.subjects:
-        undefended = campaign.attack(UNDEFENDED, threat)
+        undefended = campaign.attack(UNDEFENDED, threat, blind_on_all=False)
         paired = Paired.of(outcome.robust, undefended.robust)
     files = tuple(_file_rows(campaign, outcome))
     found = [
@@ -250,16 +251,8 @@ def _check_labels(campaign: Campaign, images: Images) -> None:
             hint="labels follow the order of the network's outputs",
         )
     right = share(answers.argmax(1) == images.labels)
-    if right.count == 0:
-        raise UserError(
-            f"none of {right.images} images is classified as its label, so there is nothing to attack",
-            hint="are labels, preprocessing and classes those of this network?",
-        )
-    if right.interval[1] < 200 / classes and classes > 2 and right.images >= 20:
-        raise UserError(
-            f"clean accuracy is {right.percent:.1f} %, that of chance among {classes} classes",
-            hint="labels are out of step with the network's outputs, or preprocessing is another",
-        )
+    if problem := out_of_step(right, classes):
+        raise UserError(problem[0], hint=problem[1])
 
 
 def _fingerprint(subjects: Mapping[str, Subject], images: Images, setting: Setting) -> str:

@@ -8,11 +8,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sad_runtime.choices import BackendChoice
+from sad_runtime.plain import PlainGraph
+
+if TYPE_CHECKING:
+    from sad_runtime.bundle import Bundle
 
 Array = np.ndarray[Any, Any]
 
@@ -120,15 +124,17 @@ class VictimFile:
 
     Attributes:
         path: A graph's file, or the bundle's folder.
-        backend: Empty: onnxruntime on the CPU, on one thread. Otherwise a backend of the bundle.
+        backend: Empty: onnxruntime on the CPU, on one thread. Otherwise a backend of the runtime.
         precision: Of the bundle's graph or engine.
         file: Its name in the bundle.
+        plain: How a bare classifier's file is run on a backend; None for what has a defence.
     """
 
     path: Path
     backend: str = ""
     precision: str = "fp32"
     file: str = ""
+    plain: PlainGraph | None = None
 
     def open(self, counts: Counts) -> FileVictim:
         """Load it.
@@ -145,10 +151,9 @@ class VictimFile:
     def _on_backend(self, counts: Counts) -> FileVictim:
         from sad_runtime.backends import BackendOptions
         from sad_runtime.backends.load import load
-        from sad_runtime.bundle import Bundle
 
         options = BackendOptions(precision=self.precision)
-        loaded = load(Bundle.open(self.path), BackendChoice(self.backend), options, file=self.file or None)
+        loaded = load(self._bundle(), BackendChoice(self.backend), options, file=self.file or None)
         backend = loaded.backend
 
         def run(images: Array) -> Array:
@@ -157,6 +162,17 @@ class VictimFile:
             return np.concatenate([backend.run(piece, ("logits",))["logits"] for piece in pieces])
 
         return FileVictim(run, counts)
+
+    def _bundle(self) -> Bundle:
+        """What the backend loads: the bundle, or a bare graph as one."""
+        from sad_runtime.bare_graph import BareOptions, bundle_of_graph
+        from sad_runtime.bundle import Bundle
+        from sad_runtime.plain_graph import bundle_of_classifier
+
+        if self.plain is not None:
+            mean, std = (None, None) if self.plain.takes_pixels else (self.plain.mean, self.plain.std)
+            return bundle_of_classifier(self.path, BareOptions(mean=mean, std=std))
+        return bundle_of_graph(self.path, BareOptions()) if self.path.is_file() else Bundle.open(self.path)
 
 
 def open_session(path: Path) -> Any:

@@ -8,39 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from ..intervals import clopper_pearson, mcnemar
+from sad_runtime.labelled import Share, share
+
 from .oracles import Array, Counts
 from .plan import Stage
 from .threat import Threat
-
-
-@dataclasses.dataclass(frozen=True)
-class Share:
-    """A share of the images, with its 95 % interval.
-
-    Attributes:
-        count: How many.
-        images: Out of how many.
-    """
-
-    count: int
-    images: int
-
-    @property
-    def percent(self) -> float:
-        """100 · count / images."""
-        return 100 * self.count / self.images
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """In percent."""
-        low, high = clopper_pearson(self.count, self.images)
-        return 100 * low, 100 * high
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        low, high = self.interval
-        return {"percent": self.percent, "count": self.count, "images": self.images, "interval": [low, high]}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,54 +85,6 @@ class Outcome:
         """Lowest accuracy that a screening that fits left; None without one."""
         found = [row.alone.percent for row in self.rows if row.alone is not None and fits(row.stage)]
         return min(found, default=None)
-
-
-def share(mask: Array) -> Share:
-    """Of all images."""
-    return Share(int(mask.sum()), len(mask))
-
-
-@dataclasses.dataclass(frozen=True)
-class Paired:
-    """The same images in two subjects.
-
-    Attributes:
-        both: Robust in both.
-        only_defended: In the first alone.
-        only_undefended: In the second alone.
-        neither: In none.
-    """
-
-    both: int
-    only_defended: int
-    only_undefended: int
-    neither: int
-
-    @classmethod
-    def of(cls, defended: Array, undefended: Array) -> Paired:
-        """From (N,) masks."""
-        return cls(
-            int((defended & undefended).sum()),
-            int((defended & ~undefended).sum()),
-            int((~defended & undefended).sum()),
-            int((~defended & ~undefended).sum()),
-        )
-
-    @property
-    def p(self) -> float:
-        """Of McNemar's exact test, two-sided."""
-        return mcnemar(self.only_defended, self.only_undefended)
-
-    @property
-    def points(self) -> float:
-        """What the defence gained, in points of accuracy."""
-        n = self.both + self.only_defended + self.only_undefended + self.neither
-        return 100 * (self.only_defended - self.only_undefended) / n
-
-    @property
-    def is_significant(self) -> bool:
-        """At 5 %."""
-        return self.p < 0.05
 
 
 def merged(count: int, results: Sequence[Any]) -> tuple[Array, dict[int, Array], Counts, float]:

@@ -28,6 +28,7 @@ def record(
     model: str,
     files: Mapping[str, str],
     defence: Mapping[str, Any],
+    backend: str,
 ) -> dict[str, Any]:
     """As JSON values.
 
@@ -37,6 +38,7 @@ def record(
         model: Its name.
         files: SHA-256 of every file that was judged.
         defence: η, normalisation and clip; empty for a classifier without a defence.
+        backend: What ran the judged file.
     """
     return {
         "schema": SCHEMA,
@@ -45,6 +47,7 @@ def record(
         "data": data.as_dict(),
         "defence": dict(defence),
         "files": dict(files),
+        "backend": backend,
         "results": [_result(each, model, data, defence) for each in evaluation.results],
         "effort": dataclasses.asdict(evaluation.effort),
         "left_out": list(evaluation.left_out),
@@ -79,9 +82,7 @@ def _result(result: Result, model: str, data: Labelled, defence: Mapping[str, An
             "clean": other.clean_accuracy.as_dict(),
             "attacks": [_row(row) for row in other.rows],
         },
-        "paired": None
-        if paired is None
-        else {**dataclasses.asdict(paired), "points": paired.points, "p": paired.p},
+        "paired": None if paired is None else paired.as_dict(),
         "matrix": [_file(each) for each in result.files],
         "checks": [dataclasses.asdict(each) for each in result.checks],
         "robustbench": robustbench(result, model, data, passes=2 if defence else 1),

@@ -11,13 +11,16 @@ import numpy as np
 from PIL import Image
 
 from sad_runtime.files import written_whole
-from sad_runtime.overlay import overlay, picture
+from sad_runtime.labelled import Share
+from sad_runtime.overlay import brightest, color_map, overlay, picture
+from sad_runtime.report.page import base_style
+from sad_runtime.report.table import table
 from sad_runtime.report.text import in_html
 
 from .data import Labelled
 from .evaluate import Evaluation, Result
 from .oracles import Array
-from .outcome import Outcome, Share
+from .outcome import Outcome
 from .plan import Stage
 from .record import UPPER_BOUND
 
@@ -25,11 +28,13 @@ PICTURES = 24
 """Most images that are shown."""
 
 _AMPLIFIED = 10
-_SIDE = 112
+_LARGEST_SIDE = 224
+_LOSSLESS_SIDE = 64
 _CSS = Path(__file__).with_name("report.css")
 
-Saliency = Callable[[Array], Array | None]
-"""(N, C, H, W) → S of the first pass, shaped alike; None for a classifier without a defence."""
+Network = Callable[[Array], tuple[Array, Array | None]]
+"""(N, C, H, W) → classes (N,), −1 for an answer that is not finite; and S of the first pass, shaped alike, or
+None for a classifier without a defence."""
 
 
 def write_report(
@@ -39,7 +44,7 @@ def write_report(
     *,
     model: str,
     classes: Sequence[str],
-    saliency: Saliency,
+    network: Network,
 ) -> None:
     """Write the page, whole or not at all; it needs nothing but itself.
 
@@ -49,7 +54,7 @@ def write_report(
         data: On what.
         model: Its name.
         classes: Names in the order of the logits.
-        saliency: Gives S of images, for the pictures.
+        network: Answers, for the pictures.
 
     Raises:
         UserError: It cannot be written.
@@ -57,22 +62,26 @@ def write_report(
     parts = [_head(model), _limits(evaluation, data)]
     if len(evaluation.results) > 1:
         parts.append(_curve(evaluation.results))
-    for result in evaluation.results:
+    for n, result in enumerate(evaluation.results):
         parts += [
             *_result(result),
-            _pictures(result.defended, data, classes, saliency),
+            _pictures(result.defended, data, classes, network, f"p{n}"),
             _per_class(result, data, classes),
         ]
-    parts.append("</main>")
+    parts.append("</main></body></html>")
     with written_whole(path, option="--report") as draft:
         draft.write_text("\n".join(parts), encoding="utf-8")
 
 
 def _head(model: str) -> str:
+    style = base_style() + _CSS.read_text(encoding="utf-8")
     return (
-        "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
-        f"<title>Robustness of {in_html(model)}</title><style>{_CSS.read_text(encoding='utf-8')}</style>"
-        f"<main><p class=kicker>sad-deploy evaluate</p><h1>Robustness of {in_html(model)}</h1>"
+        "<!doctype html><html lang=en><head><meta charset=utf-8>"
+        "<meta name=viewport content='width=device-width, initial-scale=1'>"
+        "<meta name=color-scheme content='light dark'>"
+        f"<title>Robustness of {in_html(model)}</title><style>{style}</style></head>"
+        "<body><header><p class=kicker>sad-deploy evaluate</p>"
+        f"<h1>Robustness of {in_html(model)}</h1></header><main>"
     )
 
 
@@ -97,7 +106,7 @@ def _result(result: Result) -> Iterator[str]:
     cells.append(("worst case of 8-bit files", _share(outcome.rounded_worst_case)))
     listed = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in cells)
     yield f"<section><h2>{in_html(str(outcome.threat))}</h2><dl class=figures>{listed}</dl>"
-    yield _table(
+    yield table(
         ("attacker knows", "way", "attack", "alone", "worst so far"),
         [
             (
@@ -111,7 +120,7 @@ def _result(result: Result) -> Iterator[str]:
         ],
     )
     if result.files:
-        yield _table(
+        yield table(
             ("file", "attacked itself", "images made for the first file", "worst", "same labels"),
             [
                 (
@@ -132,38 +141,70 @@ def _result(result: Result) -> Iterator[str]:
     yield f"<h3>Can the attacks be believed?</h3><ul class=checks>{marks}</ul></section>"
 
 
-def _pictures(outcome: Outcome, data: Labelled, classes: Sequence[str], saliency: Saliency) -> str:
-    """Clean, adversarial, the difference amplified, and S before and after."""
+def _pictures(outcome: Outcome, data: Labelled, classes: Sequence[str], network: Network, prefix: str) -> str:
+    """Clean, adversarial and what it is taken for, the difference amplified, and S before and after."""
     fooled = np.flatnonzero(outcome.clean & ~outcome.robust)[:PICTURES]
     if not len(fooled):
         return ""
     images, attacked = data.images.pixels[fooled], outcome.adversarial[fooled]
-    before, after = saliency(images), saliency(attacked)
+    (_, before), (answers, after) = network(images), network(attacked)
     rows = []
     for k, i in enumerate(fooled):
-        broken_by = next(row.stage for row in outcome.rows if row.broken[i])
+        stage = next(row.stage for row in outcome.rows if row.broken[i])
         distance = outcome.threat.distance(attacked[k : k + 1], images[k : k + 1])[0]
         difference = np.clip(0.5 + _AMPLIFIED * (attacked[k] - images[k]), 0, 1)
-        shown = [("clean", picture(images[k])), ("adversarial", picture(attacked[k]))]
+        label = in_html(classes[int(data.images.labels[i])])
+        becomes = "no class (not finite)" if answers[k] < 0 else in_html(classes[int(answers[k])])
+        shown = [(label, picture(images[k])), (f"taken for {becomes}", picture(attacked[k]))]
         shown.append((f"{_AMPLIFIED} × difference", picture(difference)))
         if before is not None and after is not None:
-            shown += [
-                ("S, clean", overlay(images[k], before[k])),
-                ("S, adversarial", overlay(attacked[k], after[k])),
-            ]
-        figures = "".join(
-            f"<figure><img src='{_inline(image)}' alt='{name}'><figcaption>{name}</figcaption></figure>"
-            for name, image in shown
-        )
-        label = in_html(classes[int(data.images.labels[i])])
+            for words, image, s in (("clean", images[k], before[k]), ("adversarial", attacked[k], after[k])):
+                shown.append((f"S, {words}; bright: {brightest(s):.2g}", overlay(image, s)))
         name = in_html(str(data.names[i])) if data.names else f"image {i}"
+        anchor = f"{prefix}-{k}"
+        figures = "".join(
+            _figure(f"{anchor}-{n}", anchor, caption, f"{caption}: {name}", image)
+            for n, (caption, image) in enumerate(shown)
+        )
         rows.append(
-            f"<div class=row><p><b>{label}</b> {name} · {in_html(broken_by.name)}, "
-            f"{in_html(broken_by.way)} · distance {distance:.4f}</p><div class=strip>{figures}</div></div>"
+            f"<div class=row id='{anchor}'><p><b>{label}</b> → <b>{becomes}</b> {name} · "
+            f"{in_html(stage.name)}, {in_html(stage.way)} · distance {distance:.4f}</p>"
+            f"<div class=strip>{figures}</div></div>"
         )
     more = int((outcome.clean & ~outcome.robust).sum()) - len(fooled)
     rest = f"<p>and {more} more</p>" if more else ""
-    return f"<section><h2>Adversarial images</h2>{''.join(rows)}{rest}</section>"
+    scales = _scales(saliency=before is not None)
+    return f"<section><h2>Adversarial images</h2>{scales}{''.join(rows)}{rest}</section>"
+
+
+def _figure(anchor: str, back: str, caption: str, alt: str, image: Image.Image) -> str:
+    """A picture that a click enlarges: it is then the target of the page's address; no script."""
+    return (
+        f"<figure id='{anchor}'><a class=open href='#{anchor}' title=enlarge>"
+        f"<img src='{_inline(image)}' alt='{alt}'></a><figcaption>{caption} "
+        f"<a class=close href='#{back}'>close</a></figcaption></figure>"
+    )
+
+
+def _scales(*, saliency: bool) -> str:
+    """What the colours of the difference and of S mean."""
+    end = f"{0.5 / _AMPLIFIED:g}"
+    grey = [(0, 0, 0), (255, 255, 255)]
+    scales = [_scale("d", grey, ("−" + end, "difference of a pixel, each channel", "+" + end))]
+    if saliency:
+        colors = [tuple(int(c) for c in rgb) for rgb in color_map()[:: len(color_map()) // 8]]
+        scales.append(_scale("s", colors, ("0", "|S| over the image in grey", "bright")))
+    return f"<div class=scales>{''.join(scales)}</div>"
+
+
+def _scale(key: str, colors: Sequence[tuple[int, ...]], words: tuple[str, str, str]) -> str:
+    stops = "".join(
+        f"<stop offset={n / (len(colors) - 1):.3f} stop-color='rgb{rgb}'/>" for n, rgb in enumerate(colors)
+    )
+    gradient = f"<linearGradient id='{key}'>{stops}</linearGradient>"
+    texts = "".join(f"<span>{each}</span>" for each in words)
+    bar = f"<rect width=100% height=100% fill='url(#{key})'/>"
+    return f"<div class=scale><svg aria-hidden=true>{gradient}{bar}</svg>{texts}</div>"
 
 
 def _per_class(result: Result, data: Labelled, classes: Sequence[str]) -> str:
@@ -180,8 +221,8 @@ def _per_class(result: Result, data: Labelled, classes: Sequence[str]) -> str:
                 f"{100 * outcome.robust[mine].mean():.0f} %",
             )
         )
-    table = _table(("class", "images", "clean", "worst case"), rows)
-    return f"<section><h2>Per class</h2>{table}</section>"
+    listed = table(("class", "images", "clean", "worst case"), rows)
+    return f"<section><h2>Per class</h2>{listed}</section>"
 
 
 def _curve(results: Sequence[Result]) -> str:
@@ -221,18 +262,12 @@ def _curve(results: Sequence[Result]) -> str:
     return (
         f"<section><h2>Accuracy against ε</h2><svg viewBox='0 0 {width} {height}' role=img "
         f"aria-label='accuracy against epsilon, a line for each way'>{grid}{ticks}{''.join(drawn)}</svg>"
-        f"<ul class=legend>{legend}</ul></section>"
+        f"<ul class=lines>{legend}</ul></section>"
     )
 
 
 def _goes_through(way: str) -> Callable[[Stage], bool]:
     return lambda stage: stage.way == way
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    titles = "".join(f"<th>{each}</th>" for each in head)
-    body = "".join("<tr>" + "".join(f"<td>{in_html(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<div class=wide><table><thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table></div>"
 
 
 def _share(value: Share) -> str:
@@ -241,10 +276,12 @@ def _share(value: Share) -> str:
 
 
 def _inline(image: Image.Image) -> str:
-    """A data address; small pictures are enlarged in whole pixels."""
-    scale = _SIDE / max(image.size)
-    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    resampling = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BOX
+    """A data address; the page enlarges pictures, large ones are made smaller."""
+    largest = max(image.size)
+    if largest > _LARGEST_SIDE:
+        scale = _LARGEST_SIDE / largest
+        size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+        image = image.resize(size, Image.Resampling.BOX)
     encoded = io.BytesIO()
-    image.resize(size, resampling).save(encoded, "PNG")
-    return "data:image/png;base64," + base64.b64encode(encoded.getvalue()).decode()
+    image.save(encoded, "WEBP", lossless=largest <= _LOSSLESS_SIDE, quality=90)
+    return "data:image/webp;base64," + base64.b64encode(encoded.getvalue()).decode()

@@ -6,18 +6,20 @@ A subject holds paths and words only, so that it can be sent to other processes.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 import onnx
 
-from sad_export.attack_graph import attack_graph, features_of, is_two_pass, logits_graph
-from sad_export.loading.read import read
+from sad_export import two_pass
+from sad_export.attack_graph import attack_graph, features_of, logits_graph
 from sad_runtime.backends.load import GRAPH_BACKENDS, file_of
 from sad_runtime.bundle import Bundle
 from sad_runtime.bundle.read import sha256
 from sad_runtime.choices import BackendChoice, Objective, Target, Way
+from sad_runtime.plain import PlainGraph
 
 from .oracles import Array, Counts, GradientSource, VictimFile
 
@@ -108,6 +110,24 @@ class Workshop:
             _save(logits_graph(file, notice=self.notice, **reading), path)  # type: ignore[arg-type]
         return path
 
+    def on_pixels(self, file: Path, plain: PlainGraph) -> tuple[Path, str]:
+        """A classifier that takes pixels in [0, 1], and the name of its logits.
+
+        Args:
+            file: Of a classifier, which may take (image − mean) / std.
+            plain: How it is run.
+        """
+        if plain.takes_pixels:
+            return file, plain.logits
+        space = hashlib.sha256(repr((plain.mean, plain.std)).encode()).hexdigest()[:8]
+        path = self._path("pixels", file, space)
+        if not path.exists():
+            without = two_pass(
+                file, eta=0.0, mean=plain.mean, std=plain.std, logits=plain.logits, notice=self.notice
+            )
+            _save(without, path)
+        return path, "plain_logits"
+
     def defended(self, name: str, file: Path, victim: VictimFile, base: Path | None, key: str) -> Subject:
         """A two-pass file.
 
@@ -142,12 +162,21 @@ class Workshop:
         _save(graph, path)
         return path
 
-    def undefended(self, name: str, file: Path, others: Mapping[str, Source], **reading: object) -> Subject:
-        """A classifier, or the first pass of a two-pass file with ``logits="plain_logits"``."""
+    def undefended(
+        self,
+        name: str,
+        file: Path,
+        others: Mapping[str, Source],
+        victim: VictimFile | None = None,
+        **reading: object,
+    ) -> Subject:
+        """A classifier, or the first pass of a two-pass file with ``logits="plain_logits"``.
+
+        It is judged by another runtime if a ``victim`` is given.
+        """
         key = "base" if others else "plain"
         own = self.source(key, file, Way.PLAIN, "its own gradient", direct=True, **_size_only(reading))
-        victim = VictimFile(self.logits(key, file, **reading))
-        return Subject(name, victim, {"own": own, **others})
+        return Subject(name, victim or VictimFile(self.logits(key, file, **reading)), {"own": own, **others})
 
 
 def without_twins(subject: Subject, images: Array, labels: Array) -> Subject:
@@ -180,15 +209,11 @@ def judged_file(bundle: Bundle, backend: BackendChoice, precision: str) -> tuple
     name = file_of(bundle, backend, precision)
     if backend is BackendChoice.CPU:
         return name, bundle.file(name), VictimFile(bundle.file(name))
-    victim = VictimFile(bundle.root, backend.value, precision)
+    place = bundle.file(name) if bundle.is_bare else bundle.root
+    victim = VictimFile(place, backend.value, precision, plain=bundle.plain)
     if backend in GRAPH_BACKENDS:
         return name, bundle.file(name), victim
     return name, bundle.file(bundle.engine(backend.value, precision).graph), victim
-
-
-def is_defended(path: Path) -> bool:
-    """Whether a graph's file is a two-pass graph."""
-    return is_two_pass(read(path))
 
 
 def _size_only(reading: Mapping[str, object]) -> dict[str, object]:

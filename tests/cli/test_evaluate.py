@@ -19,14 +19,6 @@ from tests.support.models import forward_onnx, small_cnn
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("bundle") / "model"
-    run_command("calibrate", "--eta", "0.3", "--batches", "4", "--attack", "fgsm", "--out", str(folder))
-    run_command("export", str(folder))
-    return folder
-
-
-@pytest.fixture(scope="module")
 def class_folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("classes")
     test = digits_splits()[2]
@@ -38,9 +30,11 @@ def class_folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_bundle_gets_its_result_in_the_terminal_as_json_and_inside(bundle: Path, tmp_path: Path) -> None:
+def test_a_bundle_gets_its_result_in_the_terminal_as_json_and_inside(
+    digits_bundle: Path, tmp_path: Path
+) -> None:
     copy = tmp_path / "m"
-    shutil.copytree(bundle, copy)
+    shutil.copytree(digits_bundle, copy)
     words = ("evaluate", str(copy), "--epsilon", "0.05", "--epsilon", "0.1", "--images", "20", "--budget",
              "8s", "--processes", "1", "--save-images")  # fmt: skip
     text = run_command(*words)
@@ -64,25 +58,50 @@ def test_a_bundle_gets_its_result_in_the_terminal_as_json_and_inside(bundle: Pat
     assert again["results"][0]["worst_case"] == small["worst_case"]
 
 
-def test_class_folders_and_a_list_of_labels(bundle: Path, class_folders: Path, tmp_path: Path) -> None:
-    listed = tmp_path / "labels.csv"
-    with listed.open("w", newline="") as file:
+def test_archives_and_lists_are_what_their_folders_are(
+    digits_bundle: Path, class_folders: Path, tmp_path: Path
+) -> None:
+    paths = sorted(class_folders.rglob("*.png"))
+    with (tmp_path / "labels.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["path", "label"])
-        writer.writerows([path, path.parent.name] for path in sorted(class_folders.rglob("*.png")))
-    results = []
-    for data in (class_folders, listed):
-        out = tmp_path / data.stem
-        words = ("--data", str(data), "--budget", "1s", "--images", "24", "--processes", "1", "--json")
-        results.append(json.loads(run_command("evaluate", str(bundle), *words, "--out", str(out))))
-    assert [each["data"]["images"] for each in results] == [24, 24]
-    assert results[0]["results"][0]["clean"]["count"] == results[1]["results"][0]["clean"]["count"] >= 22
+        writer.writerows([path, path.parent.name] for path in paths)
+    (tmp_path / "list").write_text("".join(f"{path}\n" for path in paths))
+    shutil.make_archive(str(tmp_path / "a"), "zip", class_folders)
+    shutil.make_archive(str(tmp_path / "b"), "gztar", class_folders.parent, class_folders.name)
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    (flat / "labels.csv").write_text("".join(f"{path.name},{path.parent.name}\n" for path in paths))
+    for path in paths:
+        shutil.copy(path, flat)
+    forms: dict[str, tuple[str, ...]] = {
+        "folders": (str(class_folders),),
+        "csv": (str(tmp_path / "labels.csv"),),
+        "list": (f"@{tmp_path / 'list'}",),
+        "zip": (str(tmp_path / "a.zip"),),
+        "tar": (str(tmp_path / "b.tar.gz"),),
+        "flat": (str(flat), "--labels", str(flat / "labels.csv")),
+    }
+    for form, words in forms.items():
+        command = ("evaluate", str(digits_bundle), "--clean", "--json", "--out", str(tmp_path / "e"))
+        found = json.loads(run_command(*command, "--data", *words))
+        assert found["data"]["images"] == 24 and not found["data"]["skipped"], form
+        assert found["networks"]["undefended"]["accuracy"]["count"] == 24, form
 
 
-def test_any_classifier_without_a_defence(tmp_path: Path) -> None:
+def test_class_folders_are_attacked(digits_bundle: Path, class_folders: Path, tmp_path: Path) -> None:
+    words = ("--data", str(class_folders), "--budget", "1s", "--images", "24", "--processes", "1", "--json")
+    found = json.loads(run_command("evaluate", str(digits_bundle), *words, "--out", str(tmp_path)))
+    assert found["data"]["images"] == 24 and found["results"][0]["clean"]["count"] >= 22
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``f.onnx``, which wants a mean and a std; ``images`` by what it answers; ``names`` of its classes."""
+    folder = tmp_path_factory.mktemp("classifier")
     rng = np.random.default_rng(0)
     model = small_cnn()
-    onnx.save(forward_onnx(model), str(tmp_path / "f.onnx"))
+    onnx.save(forward_onnx(model), str(folder / "f.onnx"))
     import torch
 
     for i in range(24):
@@ -90,19 +109,35 @@ def test_any_classifier_without_a_defence(tmp_path: Path) -> None:
         with torch.no_grad():
             x = torch.from_numpy(pixels / np.float32(255)).permute(2, 0, 1)[None].float()
             label = int(model((x - 0.5) / 0.25).argmax())
-        place = tmp_path / "images" / f"c{label}"
+        place = folder / "images" / f"c{label}"
         place.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(place / f"{i}.png")
-    for name in range(5):
-        (tmp_path / "images" / f"c{name}").mkdir(exist_ok=True)
-    # A class without an image would shift the labels; the folders name all five.
+    (folder / "names").write_text("".join(f"c{k}\n" for k in range(5)))
+    return folder
+
+
+def test_any_classifier_without_a_defence(classifier: Path) -> None:
     text = run_command(
-        "evaluate", str(tmp_path / "f.onnx"), "--plain", "--data", str(tmp_path / "images"), "--mean",
-        "0.5,0.5,0.5", "--std", "0.25,0.25,0.25", "--budget", "2s", "--processes", "1", "--json",
+        "evaluate", str(classifier / "f.onnx"), "--plain", "--data", str(classifier / "images"),
+        "--mean", "0.5,0.5,0.5", "--std", "0.25,0.25,0.25", "--classes", str(classifier / "names"),
+        "--budget", "2s", "--processes", "1", "--json",
     )  # fmt: skip
     found = json.loads(text)
     (result,) = found["results"]
     assert result["clean"]["percent"] == 100 and result["undefended"] is None and found["defence"] == {}
+
+
+def test_what_a_classifier_says_of_itself_is_read_as_infer_reads_it(classifier: Path, tmp_path: Path) -> None:
+    """Mean and std inside, classes and preprocessing in its metadata."""
+    graph = tmp_path / "g.onnx"
+    run_command(
+        "gradient", str(classifier / "f.onnx"), "--mean", "0.5,0.5,0.5", "--std", "0.25,0.25,0.25",
+        "--classes", str(classifier / "names"), "--resize", "16", "--out", str(graph),
+    )  # fmt: skip
+    words = ("evaluate", str(graph), "--plain", "--data", str(classifier / "images"), "--out", str(tmp_path))
+    found = json.loads(run_command(*words, "--clean", "--json"))
+    assert found["networks"]["g.onnx"]["accuracy"]["percent"] == 100
+    assert found["classes"] == [f"c{k}" for k in range(5)]
 
 
 @pytest.mark.parametrize(
@@ -111,25 +146,36 @@ def test_any_classifier_without_a_defence(tmp_path: Path) -> None:
         (("--epsilon", "8"), "8/255 if grey levels are meant"),
         (("--epsilon", "x"), "epsilon must be a number"),
         (("--budget", "soon"), "--budget takes a time"),
-        (("--data", "nowhere"), "no data folder"),
+        (("--data", "nowhere"), "nothing to read from nowhere (no such file or folder)"),
+        (("--data", "tests/support"), "nothing to read from tests/support (no image in it)"),
+        (("--data", "docs/images"), "have no label: no folder they are in is named like a class"),
         (("--precision", "fp16"), "no fp16 graph"),
-        (("--plain",), "there is no graph"),
+        (("--plain",), "--plain runs a classifier's ONNX file"),
+        (("--resize", "20"), "--resize: only for a bare graph"),
     ],
 )
 def test_what_is_wrong_is_said_in_a_line(
-    bundle: Path,
+    digits_bundle: Path,
     words: tuple[str, ...],
     reason: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert exit_code(monkeypatch, "evaluate", str(bundle), *words) in (1, 2)
+    assert exit_code(monkeypatch, "evaluate", str(digits_bundle), *words) in (1, 2)
     said = capsys.readouterr().err
     assert reason in said and "Traceback" not in said
 
 
-def test_accuracy_without_an_attack(bundle: Path, class_folders: Path, tmp_path: Path) -> None:
-    words = ("evaluate", str(bundle), "--clean", "--data", str(class_folders), "--out", str(tmp_path / "e"))
+def test_accuracy_without_an_attack(digits_bundle: Path, class_folders: Path, tmp_path: Path) -> None:
+    words = (
+        "evaluate",
+        str(digits_bundle),
+        "--clean",
+        "--data",
+        str(class_folders),
+        "--out",
+        str(tmp_path / "e"),
+    )
     text = run_command(*words)
     assert "no attack" in text and "first pass, recalibrated" in text and "undefended" in text
     found = json.loads(run_command(*words, "--json"))
@@ -138,10 +184,10 @@ def test_accuracy_without_an_attack(bundle: Path, class_folders: Path, tmp_path:
     assert np.sum(found["networks"]["defended"]["confusion"]) == 24
 
 
-def test_what_was_made_of_an_older_file_is_not_taken(bundle: Path, tmp_path: Path) -> None:
+def test_what_was_made_of_an_older_file_is_not_taken(digits_bundle: Path, tmp_path: Path) -> None:
     """Calibrated again with another η, the attack graphs are made again too."""
     copy = tmp_path / "m"
-    shutil.copytree(bundle, copy)
+    shutil.copytree(digits_bundle, copy)
     words = ("evaluate", str(copy), "--images", "8", "--budget", "1s", "--processes", "1", "--json")
     run_command(*words)
     before = {path.name for path in (tmp_path / "m.evaluation" / "graphs").iterdir()}

@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import pytest
 
+from sad_export import two_pass
 from sad_runtime.errors import UserError
 from tests.support.command_line import exit_code, run_command
 from tests.support.differentiate import run as run_graph
@@ -146,3 +147,53 @@ def test_what_does_not_fit_the_classifier_leaves_no_file(forward: Path, options:
     with pytest.raises(UserError, match=message):
         run_command("gradient", str(forward), *options.split())
     assert not forward.with_name("forward.gradient.onnx").exists()
+
+
+@pytest.fixture
+def two_pass_file(tmp_path: Path) -> Path:
+    path = tmp_path / "file.onnx"
+    onnx.save(two_pass(forward_onnx(small_cnn()), eta=0.5), str(path))
+    return path
+
+
+@pytest.mark.parametrize("way", ["plain", "constant", "exact"])
+def test_a_way_through_a_two_pass_file(two_pass_file: Path, way: str) -> None:
+    run_command("gradient", str(two_pass_file), "--way", way, "--of", "loss")
+    graph = onnx.load(str(two_pass_file.with_name("file.gradient.onnx")))
+    assert [value.name for value in graph.graph.input] == ["image", "label"]
+    assert [value.name for value in graph.graph.output] == ["logits", "gradient"]
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (("--way", "constant"), "no loss 'largest'; there are loss, cotangent"),
+        (("--way", "exact", "--of", "loss", "--at", "last"), "--at: not with --way"),
+        (
+            (
+                "--way",
+                "exact",
+                "--of",
+                "loss",
+                "--method",
+                "gradcam",
+                "--mean",
+                "0.5",
+                "--conv-gradient",
+                "conv",
+            ),
+            "--method, --mean, --conv-gradient: not with --way",
+        ),
+    ],
+)
+def test_what_does_not_go_with_a_way_is_said(
+    two_pass_file: Path, words: tuple[str, ...], reason: str
+) -> None:
+    with pytest.raises(UserError, match=reason):
+        run_command("gradient", str(two_pass_file), *words)
+    assert [path.name for path in two_pass_file.parent.iterdir()] == ["file.onnx"]
+
+
+def test_a_classifier_has_no_second_pass(forward: Path) -> None:
+    with pytest.raises(UserError, match="this is no two-pass graph"):
+        run_command("gradient", str(forward), "--way", "constant", "--of", "loss")

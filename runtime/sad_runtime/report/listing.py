@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Container, Iterable, Iterator
 from typing import IO
 
+from ..labelled import Labels
 from ..results import Row
 from .tally import Kind, Tally, kind_of
 from .text import in_script, visible
@@ -35,9 +36,20 @@ class Listing:
         counts: Their counts.
         pictured: Names of the images with pictures.
         limit: Rows listed at most.
+        labels: What the images show, where that is known.
     """
 
-    def __init__(self, rows: Iterable[Row], counts: Tally, pictured: Container[str], *, limit: int) -> None:
+    def __init__(
+        self,
+        rows: Iterable[Row],
+        counts: Tally,
+        pictured: Container[str],
+        *,
+        limit: int,
+        labels: Labels | None = None,
+    ) -> None:
+        self._labels = labels
+        self._truth = array("i")
         self.pictures: list[str] = []
         self._folders: dict[str, int] = {}
         self._codes: dict[str, int] = {}
@@ -76,6 +88,9 @@ class Listing:
         self._probability.append(padded[1])
         self._rest.extend(padded[2:])
         self._plain.append(_NOTHING if row.plain is None else row.plain.label)
+        if self._labels is not None:
+            truth = self._labels.of(row.path)
+            self._truth.append(_NOTHING if truth is None else truth)
         if row.error is not None:
             code, message = row.error
             self._failures.append((at, self._codes.setdefault(code, len(self._codes)), visible(message)))
@@ -101,6 +116,7 @@ class Listing:
             ("label", map(str, self._label)),
             ("probability", map(str, self._probability)),
             ("plain", map(str, self._plain)),
+            ("truth", map(str, self._truth)),
             ("rest", map(str, self._shortened_rest())),
             ("failures", map(in_script, self._failures)),
             ("frames", map(in_script, self._frames)),

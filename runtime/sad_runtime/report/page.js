@@ -24,6 +24,14 @@
   const path = (row) => data.folders[data.folder[row]] + data.name[row];
   const changed = (row) => data.plain[row] >= 0 && data.plain[row] !== data.label[row];
   const failed = (row) => data.label[row] < 0;
+  const shown = (row) => data.truth[row] ?? -1; // what the image shows, where that is known
+  const wrong = (row) => shown(row) >= 0 && !failed(row) && shown(row) !== data.label[row];
+  const LOST = 0, GAINED = 1, OTHER = 2, NONE = 3;
+  const change = (row) => {
+    if (!changed(row)) return NONE;
+    if (data.plain[row] === shown(row)) return LOST;
+    return data.label[row] === shown(row) ? GAINED : OTHER;
+  };
 
   let state = { ...DEFAULTS };
   let matches = [];
@@ -41,6 +49,7 @@
     // Failures have no confidence and come last either way.
     lowest: () => everyRow().sort((a, b) => failed(a) - failed(b) || data.probability[a] - data.probability[b]),
     highest: () => everyRow().sort((a, b) => failed(a) - failed(b) || data.probability[b] - data.probability[a]),
+    change: () => everyRow().sort((a, b) => change(a) - change(b)),
     path: () => {
       const paths = data.name.map((_, row) => path(row));
       return everyRow().sort((a, b) => (paths[a] < paths[b] ? -1 : paths[a] > paths[b] ? 1 : 0));
@@ -54,6 +63,7 @@
   const shows = {
     all: () => true,
     changed: (row) => changed(row),
+    wrong: (row) => wrong(row),
     errors: (row) => failed(row),
     pictured: (row) => pictureOf.has(row),
   };
@@ -137,9 +147,14 @@
     }
     const verdict = element("p", { className: "verdict" }, element("bdi", {}, data.classes[data.label[row]]));
     text.append(verdict);
+    if (wrong(row)) {
+      text.append(element("p", { className: "error" }, "Wrong: it shows ", element("bdi", {}, data.classes[shown(row)])));
+    }
     if (changed(row)) {
       const before = element("bdi", {}, data.classes[data.plain[row]]);
-      text.append(element("p", { className: "note" }, "In the recalibrated first pass: ", before));
+      const verdicts = { [LOST]: ", which is right", [GAINED]: ", which is wrong" };
+      const right = verdicts[change(row)] ?? "";
+      text.append(element("p", { className: "note" }, "In the recalibrated first pass: ", before, right));
     }
     if (frames.has(row)) {
       text.append(element("p", { className: "path" }, `${number.format(frames.get(row))} frames, the first is shown`));

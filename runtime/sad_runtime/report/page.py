@@ -15,6 +15,7 @@ from importlib import resources
 from typing import IO
 
 from ..manifest import Manifest
+from .accuracy import accuracy
 from .listing import Listing
 from .pictures import tile_size
 from .sample import Sample
@@ -59,7 +60,7 @@ def write_page(
         sample: The pictures.
     """
     height, width = tile_size(*manifest.preprocessing.shape[1:])
-    style, script = _text("page.css"), _text("page.js")
+    style, script = base_style() + _text("page.css"), _text("page.js")
     date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
     parts: dict[str, str | Callable[[], None]] = {
         "policy": _policy(style, script),
@@ -71,6 +72,7 @@ def write_page(
         "facts": facts(manifest, run, fingerprint, date),
         "classes": bars_of_classes(counts, manifest.classes),
         "confidences": bars_of_confidence(counts),
+        "accuracy": accuracy(run.scores),
         "errors": error_groups(counts),
         "kept": what_is_kept(counts, listing),
         "reading": how_to_read(manifest),
@@ -106,6 +108,11 @@ def _policy(style: str, script: str) -> str:
 
 def _hash(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")
+
+
+def base_style() -> str:
+    """The stylesheet that all pages begin with."""
+    return _text("base.css")
 
 
 @functools.cache

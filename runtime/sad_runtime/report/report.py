@@ -15,8 +15,9 @@ import numpy.typing as npt
 from ..bundle.robustness import NOT_EVALUATED
 from ..errors import UserError
 from ..files import Destination, written_whole
+from ..labelled import RunScores
 from ..manifest import Manifest
-from .journal import read_rows
+from ..results import read_rows
 from .listing import LISTED_ROWS, Listing
 from .page import GENERATOR, write_page
 from .pictures import strip
@@ -86,6 +87,7 @@ class Report:
         backend: str,
         processed: int | None = None,
         robust: Sequence[str] = (NOT_EVALUATED,),
+        scores: RunScores | None = None,
     ) -> Path:
         """Write the page, whole or not at all, and remove the pictures beside it.
 
@@ -98,6 +100,7 @@ class Report:
             backend: Where it ran.
             processed: Images that took those seconds, where earlier ones were resumed; by default all.
             robust: See :class:`~.summary.Run`.
+            scores: How right the answers are, where labels are known.
 
         Returns:
             The page.
@@ -107,8 +110,14 @@ class Report:
         """
         num_classes = len(self.manifest.classes)
         counts = tally(read_rows(journal, num_classes), self._sample, self._sample.lacks)
-        listing = Listing(read_rows(journal, num_classes), counts, self._sample, limit=LISTED_ROWS)
-        run = Run(backend, seconds, counts.images if processed is None else processed, robust)
+        listing = Listing(
+            read_rows(journal, num_classes),
+            counts,
+            self._sample,
+            limit=LISTED_ROWS,
+            labels=None if scores is None else scores.labels,
+        )
+        run = Run(backend, seconds, counts.images if processed is None else processed, robust, scores)
         with (
             written_whole(self.path, option="--report") as draft,
             draft.open("w", encoding="utf-8", newline="\n") as file,

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from ..bundle.robustness import NOT_EVALUATED
 from ..choices import Normalization
+from ..labelled import RunScores
 from ..manifest import Manifest
 from .listing import Listing, distinct
 from .tally import BINS, EXAMPLES, Tally
@@ -41,12 +42,14 @@ class Run:
         seconds: How long.
         processed: Images that took that time.
         robust: What an evaluation of the bundle found, a sentence for each ε.
+        scores: How right the answers are, where labels are known.
     """
 
     backend: str
     seconds: float
     processed: int
     robust: Sequence[str] = (NOT_EVALUATED,)
+    scores: RunScores | None = None
 
     @property
     def rate(self) -> float:

@@ -11,6 +11,7 @@ from .finished import FinishedRows
 from .journal import Journal
 from .output import STDOUT, EarlierRunError, Output, ResultFile, Stream, open_output
 from .ranking import rank
+from .read import read_rows
 from .record import RunRecord
 from .row import Failure, PlainPass, Ranked, Row, SaliencyStatistics
 from .summary import Summary
@@ -33,4 +34,5 @@ __all__ = [
     "Summary",
     "open_output",
     "rank",
+    "read_rows",
 ]

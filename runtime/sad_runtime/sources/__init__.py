@@ -4,13 +4,14 @@ Folders, files, patterns, lists, standard input and archives; nothing here decod
 standard library, ``errors`` and the limits of ``images``.
 """
 
-from .items import FileItem, Item, MemberItem, Stamp, absolute, read_file
+from .items import FailedItem, FileItem, Item, MemberItem, Stamp, absolute, read_file
 from .left_out import LeftOut, describe_left_out
 from .names import has_image_ending
 from .opening import Sources, open_sources
 from .shard import Shard
 
 __all__ = [
+    "FailedItem",
     "FileItem",
     "Item",
     "LeftOut",

@@ -33,37 +33,64 @@ class RayS:
 
 
 class _Rays:
-    """One row an image: the best direction and the distance along it."""
+    """One row an image: the best direction and the distance along it.
+
+    Images go on at the same pace, a query each at a time, whether they try a flip or look for the boundary:
+    the victim gets all of them in one batch, and of each it is asked what it would be asked of it alone.
+    """
 
     def __init__(self, problem: Problem, queries: int) -> None:
         self.problem, self.queries = problem, queries
         self.search = Search(problem)
         n = len(problem)
         self.signs = np.ones((n, problem.images[0].size), np.float32)
-        self.distance = np.ones(n)  # the whole range of pixels
+        self.near, self.far = np.zeros(n), np.ones(n)  # the boundary is between
+        self.halving = np.zeros(n, bool)
+        self.level, self.block = np.zeros(n, int), np.full(n, -1)  # first the direction as it is
         self.asked = np.zeros(n, int)
         self.tolerance = _TOLERANCE / self.signs.shape[1] ** 0.5
 
     def run(self) -> Search:
-        everyone = np.arange(len(self.problem))
-        reached = self._fools(everyone, self.signs, np.ones(len(everyone)))
-        self._bisect(everyone[reached], self.signs[reached])
-        size, level, block = self.signs.shape[1], 0, 0
         while True:
-            width = -(-size // 2**level)
-            start, stop = block * width, min(size, (block + 1) * width)
             index = self.search.alive
             index = index[self.asked[index] < self.queries]
             if not len(index):
                 return self.search
-            flipped = self.signs[index]
-            flipped[:, start:stop] *= -1
-            nearer = self._fools(index, flipped, self.distance[index])
-            self._bisect(index[nearer], flipped[nearer])
-            block += 1
-            if block == 2**level or stop == size:
-                # Below single pixels there is nothing to halve: once more from the top.
-                level, block = (level + 1 if width > 1 else 0), 0
+            halving = self.halving[index]
+            directions = np.where(halving[:, None], self.signs[index], self._flipped(index))
+            distance = np.where(halving, (self.near + self.far)[index] / 2, self.far[index])
+            fooled = self._fools(index, directions, distance)
+            self._halve(index[halving], distance[halving], fooled[halving])
+            self._keep(index[~halving], directions[~halving], fooled[~halving])
+
+    def _blocks(self, index: Array) -> tuple[Array, Array]:
+        """Where each image's block begins, and how wide its blocks are; the last one may be cut off."""
+        width = -(-self.signs.shape[1] // 2 ** self.level[index])
+        return self.block[index] * width, width
+
+    def _flipped(self, index: Array) -> Array:
+        """The best directions with the signs of one block turned."""
+        start, width = self._blocks(index)
+        columns = np.arange(self.signs.shape[1])
+        inside = (columns >= start[:, None]) & (columns < (start + width)[:, None])
+        return np.where(inside, -self.signs[index], self.signs[index])
+
+    def _halve(self, index: Array, distance: Array, fooled: Array) -> None:
+        """A step of the search for the boundary."""
+        self.far[index[fooled]] = distance[fooled]
+        self.near[index[~fooled]] = distance[~fooled]
+        self.halving[index] = self.far[index] - self.near[index] > self.tolerance
+
+    def _keep(self, index: Array, directions: Array, fooled: Array) -> None:
+        """Keep directions along which the boundary is nearer, and go on to the next block."""
+        nearer = index[fooled]
+        self.signs[nearer], self.near[nearer], self.halving[nearer] = directions[fooled], 0, True
+        start, width = self._blocks(index)
+        self.block[index] += 1
+        ended = start + width >= self.signs.shape[1]
+        # Below single pixels there is nothing to halve: once more from the top.
+        self.level[index[ended]] = np.where(width[ended] > 1, self.level[index[ended]] + 1, 0)
+        self.block[index[ended]] = 0
 
     def _fools(self, index: Array, signs: Array, distance: Array) -> Array:
         """Whether the point at a distance along each direction is misclassified."""
@@ -79,18 +106,3 @@ class _Rays:
             labels = self.problem.labels[index[beyond]]
             fooled[beyond] = margins_of(self.problem.victim(points[beyond]), labels) <= 0
         return fooled
-
-    def _bisect(self, index: Array, signs: Array) -> None:
-        """Find the boundary along directions at whose end the class is another one, and keep these."""
-        low, high = np.zeros(len(index)), self.distance[index].copy()
-        self.signs[index] = signs
-        searching = np.flatnonzero(self.asked[index] < self.queries)
-        while len(searching):
-            middle = (low[searching] + high[searching]) / 2
-            fooled = self._fools(index[searching], signs[searching], middle)
-            high[searching[fooled]] = middle[fooled]
-            low[searching[~fooled]] = middle[~fooled]
-            unfinished = (high - low)[searching] > self.tolerance
-            unfinished &= ~self.search.broken[index[searching]]
-            searching = searching[unfinished & (self.asked[index[searching]] < self.queries)]
-        self.distance[index] = high

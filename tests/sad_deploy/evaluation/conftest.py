@@ -16,7 +16,6 @@ from sad_deploy.evaluation.subject import Subject, Workshop, judged_file
 from sad_deploy.evaluation.work import Images
 from sad_runtime.bundle import Bundle
 from sad_runtime.choices import BackendChoice
-from tests.support.command_line import run_command
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,12 +26,9 @@ class Digits:
 
 
 @pytest.fixture(scope="session")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Digits:
+def digits(digits_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Digits:
     folder = tmp_path_factory.mktemp("evaluation")
-    bundle = folder / "model"
-    run_command("calibrate", "--eta", "0.3", "--batches", "4", "--attack", "fgsm", "--out", str(bundle))
-    run_command("export", str(bundle))
-    opened = Bundle.open(bundle)
+    opened = Bundle.open(digits_bundle)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         base = base_graph(opened, folder)
@@ -45,4 +41,4 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Digits:
     test = digits_splits()[2].take(np.arange(48))
     assert test.labels is not None
     images = Images(test.images.astype(np.float32) / 255, test.labels)
-    return Digits(bundle, {DEFENDED: defended, UNDEFENDED: undefended}, images)
+    return Digits(digits_bundle, {DEFENDED: defended, UNDEFENDED: undefended}, images)

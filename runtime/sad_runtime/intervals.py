@@ -74,20 +74,24 @@ def mcnemar(only_first: int, only_second: int) -> float:
 
 
 def _at_most(k: int, n: int, p: float) -> float:
-    """P(X ≤ k) for X binomial."""
-    if p <= 0:
+    """P(X ≤ k) for X binomial; of the tail that k lies in, so that a million trials take no time."""
+    if p <= 0 or k >= n:
         return 1.0
     if p >= 1:
-        return 1.0 if k >= n else 0.0
-    log = [
-        math.lgamma(n + 1)
-        - math.lgamma(i + 1)
-        - math.lgamma(n - i + 1)
-        + i * math.log(p)
-        + (n - i) * math.log1p(-p)
-        for i in range(k + 1)
-    ]
-    return math.fsum(map(math.exp, log))
+        return 0.0
+    return 1 - _tail(n - k - 1, n, 1 - p) if k + 0.5 > n * p else _tail(k, n, p)
+
+
+def _tail(k: int, n: int, p: float) -> float:
+    """P(X ≤ k) for k below the mean: the terms fall from k on, down to what adds nothing."""
+    log_choose = math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+    term, total = math.exp(log_choose + k * math.log(p) + (n - k) * math.log1p(-p)), 0.0
+    for i in range(k, -1, -1):
+        total += term
+        if term < 1e-17 * total:
+            break
+        term *= i * (1 - p) / ((n - i + 1) * p)
+    return total
 
 
 def _root(rising: Callable[[float], float]) -> float:

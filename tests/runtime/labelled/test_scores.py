@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import confusion_matrix
 
-from sad_deploy.evaluation.clean import Clean
+from sad_runtime.labelled import Scores
 
 RNG = np.random.default_rng(0)
 LABELS = RNG.integers(0, 4, 200)
@@ -12,7 +12,7 @@ LOGITS = RNG.normal(size=(200, 5)) + 2 * np.eye(5)[LABELS]
 
 
 def test_counts_are_scikit_learns() -> None:
-    found = Clean.of(LOGITS, LABELS)
+    found = Scores.of_logits(LOGITS, LABELS)
     want = confusion_matrix(LABELS, LOGITS.argmax(1), labels=range(5))
     np.testing.assert_array_equal(found.confusion, want)
     assert found.accuracy.count == np.trace(want)
@@ -27,7 +27,7 @@ def test_confidence_is_compared_with_accuracy() -> None:
     """Of 100 answers of confidence 0.9, 60 right: 30 points."""
     logits = np.tile(np.log([0.9, 0.1]), (100, 1))
     labels = np.repeat([0, 1], [60, 40])
-    found = Clean.of(logits, labels)
+    found = Scores.of_logits(logits, labels)
     assert found.calibration_error == pytest.approx(30)
     (only,) = found.calibration
     assert (only.images, only.accuracy) == (100, 60) and only.confidence == pytest.approx(90)
@@ -36,5 +36,5 @@ def test_confidence_is_compared_with_accuracy() -> None:
 def test_an_answer_that_is_not_finite_is_wrong() -> None:
     logits = LOGITS.copy()
     logits[:5] = np.nan
-    found = Clean.of(logits, logits[:, :4].argmax(1))
+    found = Scores.of_logits(logits, logits[:, :4].argmax(1))
     assert found.accuracy.count <= 195

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from sad_deploy.intervals import clopper_pearson, mcnemar, paired_difference, wilson
+from sad_runtime.intervals import clopper_pearson, mcnemar, paired_difference, wilson
 
 
 def test_wilson_solves_its_equation():
@@ -52,3 +52,11 @@ def test_the_interval_is_scipys(k: int, n: int) -> None:
 def test_the_paired_test_is_the_sign_test(a: int, b: int) -> None:
     want = scipy.stats.binomtest(a, a + b).pvalue if a + b else 1.0
     assert mcnemar(a, b) == pytest.approx(want)
+
+
+@pytest.mark.parametrize(
+    ("k", "n"), [(0, 1_000_000), (3, 1_000_000), (500_123, 1_000_000), (999_999, 1_000_000)]
+)
+def test_a_million_images_have_an_exact_interval_too(k, n):
+    exact = scipy.stats.binomtest(k, n).proportion_ci(0.95, "exact")
+    assert clopper_pearson(k, n) == pytest.approx((exact.low, exact.high), rel=1e-6, abs=1e-12)

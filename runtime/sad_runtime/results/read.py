@@ -1,4 +1,4 @@
-"""The journal as the report reads it: row by row, never all at once, every label of this bundle."""
+"""The journal read again at a run's end: row by row, never all at once, every label of this bundle."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import UserError
-from ..results import Row
+from .row import Row
 
 
 def read_rows(journal: Path, num_classes: int) -> Iterator[Row]:
@@ -30,7 +30,7 @@ def read_rows(journal: Path, num_classes: int) -> Iterator[Row]:
                 except ValueError as error:
                     raise UserError(
                         f"line {number} of {journal} is not a result of this bundle ({error})",
-                        hint="write the report from the results of the same run",
+                        hint="give the results of the same run",
                     ) from None
                 yield row
     except OSError as error:
