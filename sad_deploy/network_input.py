@@ -26,7 +26,8 @@ from .data.cifar import SIDE as CIFAR_SIDE
 from .data.digits import PREPROCESSING as DIGITS_PREPROCESSING
 from .models import cifar, digits
 from .models.pretrained import Pretrained
-from .models.sources import is_cifar, is_factory
+from .models.reference import is_foreign
+from .models.sources import is_cifar
 from .models.stated import Stated, stated_by
 from .recipe import EMBEDDED, Recipe
 from .saliency import logits_of
@@ -54,7 +55,7 @@ class NetworkInput:
 
 
 def network_input(
-    recipe: Recipe, data: DataSource, pretrained: Pretrained | None, model: nn.Module, weights: Path | None
+    recipe: Recipe, data: DataSource, pretrained: Pretrained | None, model: nn.Module, folder: Path | None
 ) -> NetworkInput:
     """Decide it.
 
@@ -63,28 +64,28 @@ def network_input(
         data: The images.
         pretrained: Published weights, if they are.
         model: As it was built.
-        weights: The file of weights, if there is one.
+        folder: The folder of its weights, if they lie in one.
 
     Raises:
         UserError: What was asked for does not fit the data or each other.
     """
-    said: Pretrained | Stated | None = pretrained
-    if said is None and data.preprocessing is None:
-        said = stated_by(model, weights)
+    said: Stated | None = None
+    if pretrained is not None and pretrained.images is not None:
+        said = Stated(*pretrained.images, source=pretrained.name)
+    elif data.preprocessing is None:
+        said = stated_by(model, folder)
     preprocessing = _preprocessing(recipe, data, said, model)
     space = _input_space(recipe, data, said, preprocessing)
-    return NetworkInput(preprocessing, space, said.source if isinstance(said, Stated) else None)
+    return NetworkInput(preprocessing, space, said.source if said is not None else None)
 
 
-def _preprocessing(
-    recipe: Recipe, data: DataSource, said: Pretrained | Stated | None, model: nn.Module
-) -> Preprocessing:
+def _preprocessing(recipe: Recipe, data: DataSource, said: Stated | None, model: nn.Module) -> Preprocessing:
     if data.preprocessing is not None:
         _refuse_options(recipe, data.preprocessing)
         return data.preprocessing
     side = recipe.image_size
     known = said.preprocessing if said is not None else _known(recipe, model)
-    if isinstance(said, Stated) and len(recipe.input_space[0] if recipe.input_space else ()) == 1:
+    if said is not None and len(recipe.input_space[0] if recipe.input_space else ()) == 1:
         known = dataclasses.replace(known, color=_color(recipe, model, side or known.crop[0]))
     if side is not None:
         known = dataclasses.replace(known, resize=_scaled(known, side), crop=(side, side))
@@ -140,8 +141,8 @@ def _known(recipe: Recipe, model: nn.Module) -> Preprocessing:
 
 
 def _color(recipe: Recipe, model: nn.Module, side: int) -> Color:
-    """Grey for a factory with one mean value if its network takes that; one may mean all three channels."""
-    if not is_factory(recipe.model) or recipe.input_space is None or len(recipe.input_space[0]) > 1:
+    """Grey for one mean value, if a network from elsewhere takes that; one may be for all three channels."""
+    if not is_foreign(recipe.model) or recipe.input_space is None or len(recipe.input_space[0]) > 1:
         return Color.RGB
     try:
         with torch.no_grad():  # a copy: lazy modules would take their shape from this
@@ -152,7 +153,7 @@ def _color(recipe: Recipe, model: nn.Module, side: int) -> Color:
 
 
 def _input_space(
-    recipe: Recipe, data: DataSource, said: Pretrained | Stated | None, preprocessing: Preprocessing
+    recipe: Recipe, data: DataSource, said: Stated | None, preprocessing: Preprocessing
 ) -> InputSpace:
     channels = preprocessing.color.channels
     if recipe.input_space is not None:

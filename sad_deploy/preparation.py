@@ -26,13 +26,9 @@ from .data.image_set import check_enough
 from .models import build_model, digits
 from .models.plain import fix_weights
 from .models.pretrained import Pretrained, find_pretrained, weight_names
-from .models.sources import (
-    check_model_name,
-    classes_in,
-    is_factory,
-    takes_num_classes,
-    training_only_prefixes,
-)
+from .models.reference import Origin, is_foreign, origin_of
+from .models.sources import check_model_name, classes_in, takes_num_classes, training_only_prefixes
+from .models.stated import class_names_beside
 from .network_input import network_input
 from .probabilities import refuse_probabilities, trial_images
 from .recipe import BATCHES, DEFAULT_MODEL, EMBEDDED, Recipe
@@ -91,10 +87,11 @@ def prepare(recipe: Recipe) -> Preparation:
     state = None if checkpoint is None else checkpoint.state
     if given is None and pretrained is not None and isinstance(data, FolderSource | WithValidation):
         data = _in_published_order(data, pretrained)
-    classes = given or _classes(recipe, data, pretrained, state)
+    classes = given or _classes(recipe, data, pretrained, state, file)
     num_classes = len(classes) if classes else 0
     model = build_model(recipe.model, num_classes)
-    seen = network_input(recipe, data, pretrained, model, file)
+    folder = file.parent if file is not None else pretrained.folder if pretrained is not None else None
+    seen = network_input(recipe, data, pretrained, model, folder)
     preprocessing, input_space = seen.preprocessing, seen.space
     if recipe.exif_orientation is not None:
         preprocessing = dataclasses.replace(preprocessing, exif_orientation=recipe.exif_orientation)
@@ -108,16 +105,18 @@ def prepare(recipe: Recipe) -> Preparation:
         )
     weights, state = _weights(recipe, pretrained, file, state)
     notes = data.left_out + _measured_on(data)
-    if seen.source is not None:
+    if seen.source is not None and (pretrained is None or pretrained.images is None):
         notes += (f"what images the network sees is read from {seen.source}",)
     if checkpoint is not None:
         notes += checkpoint.notes(recipe.weights or "")
     if state is not None:
         source = recipe.weights or "the embedded default"
         ignored = training_only_prefixes(recipe.model)
-        notes += load_weights(model, state, source=source, num_classes=width, ignore=ignored)
+        notes += load_weights(
+            model, state, source=source, num_classes=width, ignore=ignored, ignore_keys=recipe.ignore_keys
+        )
     fix_weights(model)
-    if is_factory(recipe.model):
+    if is_foreign(recipe.model):
         check_rebuilds(model, ModelSource(recipe.model, width), preprocessing.shape)
     refuse_probabilities(
         model, standardized(trial_images(preprocessing.shape), input_space), name=recipe.model
@@ -132,15 +131,16 @@ def prepare(recipe: Recipe) -> Preparation:
         batches=recipe.batches or min(BATCHES, data.available // recipe.batch_size),
         weights=weights,
         notes=notes,
-        assumed=seen.source is None and pretrained is None,
+        assumed=seen.source is None,
     )
 
 
 def _checkpoint(recipe: Recipe, file: Path | None) -> Checkpoint | None:
     if file is not None:
         return read_checkpoint(file, key=recipe.weights_key)
-    if recipe.weights_key is not None:
-        raise UserError("--weights-key chooses within a file of weights", hint="give the file with --weights")
+    for option, given in (("--weights-key", recipe.weights_key), ("--ignore-keys", recipe.ignore_keys)):
+        if given:
+            raise UserError(f"{option} chooses within a file of weights", hint="give the file with --weights")
     return None
 
 
@@ -160,7 +160,7 @@ def _in_published_order(
     data: FolderSource | WithValidation, pretrained: Pretrained
 ) -> FolderSource | WithValidation:
     """Folders named as published classes are labelled by name, whatever they sort like."""
-    if data.classes is None or not set(data.classes) <= set(pretrained.classes):
+    if data.classes is None or pretrained.classes is None or not set(data.classes) <= set(pretrained.classes):
         return data
     return data.in_order(pretrained.classes, given_by=pretrained.name)
 
@@ -175,7 +175,7 @@ def _weights(
     if file is not None:
         return {"file": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}, state
     if pretrained is not None:
-        return {"torchvision": pretrained.name}, pretrained.state_dict()
+        return {pretrained.publisher: pretrained.name}, pretrained.state_dict()
     if recipe.model in EMBEDDED:
         how = "adversarially " if recipe.model != DEFAULT_MODEL else ""
         state = digits.digits_state_dict(adversarial=recipe.model != DEFAULT_MODEL)
@@ -192,23 +192,24 @@ def _device(name: str) -> torch.device:
 
 
 def _find_weights(recipe: Recipe) -> tuple[Pretrained | None, Path | None]:
-    """The published weights or the file that ``--weights`` names."""
+    """The weights that come with a name, or the file, that ``--weights`` names."""
     name, model = recipe.weights, recipe.model
-    published = weight_names(model)
-    if name is None:
-        if model in EMBEDDED or is_factory(model):
-            return None, None
-        check_model_name(model)
-        raise UserError(
-            f"--model {model} needs --weights: calibrating an untrained network is of no use",
-            hint="--weights FILE" + (f", or torchvision's {', '.join(published)}" if published else ""),
-        )
     if (pretrained := find_pretrained(model, name)) is not None:
         return pretrained, None
+    published = weight_names(model)
+    if name is None:
+        if model in EMBEDDED or origin_of(model) in (Origin.FACTORY, Origin.EXPORTED):
+            return None, None
+        by = "timm" if origin_of(model) is Origin.TIMM else "torchvision"
+        raise UserError(
+            f"--model {model} needs --weights: calibrating an untrained network is of no use",
+            hint="--weights FILE" + (f", or {by}'s {', '.join(published)}" if published else ""),
+        )
     path = Path(name).expanduser()
     if not path.is_file():
+        what = "is a folder" if path.is_dir() else "no such file"
         raise UserError(
-            f"--weights {name}: no such file"
+            f"--weights {name}: {what}"
             + (f", and {model} has only the published weights {', '.join(published)}" if published else ""),
             hint="give a .safetensors file or one written by torch.save(model.state_dict(), …)",
         )
@@ -216,10 +217,14 @@ def _find_weights(recipe: Recipe) -> tuple[Pretrained | None, Path | None]:
 
 
 def _classes(
-    recipe: Recipe, data: DataSource, pretrained: Pretrained | None, state: Mapping[str, Tensor] | None
+    recipe: Recipe,
+    data: DataSource,
+    pretrained: Pretrained | None,
+    state: Mapping[str, Tensor] | None,
+    file: Path | None,
 ) -> tuple[str, ...] | None:
     """Class names in the order of the logits; None if only the network itself knows how many there are."""
-    if pretrained is not None:
+    if pretrained is not None and pretrained.classes is not None:
         if data.classes is not None and len(data.classes) != len(pretrained.classes):
             raise UserError(
                 f"{pretrained.name}: {len(pretrained.classes)} classes, {recipe.data}: {len(data.classes)}",
@@ -230,16 +235,17 @@ def _classes(
         return data.classes
     if recipe.model in EMBEDDED and state is None:
         return DIGITS_CLASSES
-    if not is_factory(recipe.model) and state is not None:
+    if not takes_num_classes(recipe.model):
+        return None
+    if origin_of(recipe.model) is not Origin.FACTORY and state is not None:
         count = classes_in(recipe.model, state)
         if count is not None:
-            return tuple(map(str, range(count)))
-    elif not takes_num_classes(recipe.model):
-        return None
+            beside = None if file is None else class_names_beside(file.parent)
+            return beside if beside and len(beside) == count else tuple(map(str, range(count)))
     raise UserError(
         f"{recipe.data} has no class folders, and {recipe.weights or recipe.model} does not tell the number "
         "of classes",
-        hint="give --data one subfolder a class",
+        hint="give --data one subfolder a class, or the names with --classes FILE",
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from pathlib import Path
 
 from sad_runtime.choices import Normalization
 from sad_runtime.errors import UserError
@@ -45,6 +46,7 @@ class Options:
     val_data: str | None = None
     classes: str | None = None
     weights_key: str | None = None
+    ignore_keys: str | None = None
     eta: str | None = None
     max_drop: float | None = None
     allow_drop: bool = False
@@ -80,6 +82,7 @@ class Recipe:
         val_data: Folder of other images to choose η on and to measure accuracy on, or None.
         classes: File of class names in the order of the network's outputs; None for the data's own order.
         weights_key: Which of several state dicts in the file of weights; None for the usual one.
+        ignore_keys: Patterns of names in the weights that are left out.
         eta: η, or None to sweep.
         max_drop: Limit of the sweep, in points.
         allow_drop: Whether the least harmful η is taken where none keeps the limit.
@@ -108,6 +111,7 @@ class Recipe:
     val_data: str | None
     classes: str | None
     weights_key: str | None
+    ignore_keys: tuple[str, ...]
     eta: float | None
     max_drop: float
     allow_drop: bool
@@ -147,7 +151,7 @@ def resolve(options: Options) -> Recipe:
     problems += _contradictions(options, eta, epsilon, mean, std)
     if problems:
         raise UserError("; ".join(problems), hint="sad-deploy calibrate --help explains the options")
-    model = options.model or DEFAULT_MODEL
+    model = _model(options.model or DEFAULT_MODEL)
     if options.data is None and model not in EMBEDDED:
         raise UserError(
             f"--model {model} needs images: --data is missing",
@@ -169,6 +173,7 @@ def resolve(options: Options) -> Recipe:
         val_data=options.val_data,
         classes=options.classes,
         weights_key=options.weights_key,
+        ignore_keys=tuple(filter(None, (options.ignore_keys or "").split(","))),
         eta=PAPER_ETA if options.paper else eta,
         max_drop=MAX_DROP if options.max_drop is None else options.max_drop,
         allow_drop=options.allow_drop,
@@ -190,6 +195,11 @@ def resolve(options: Options) -> Recipe:
         paper=options.paper,
         exif_orientation=options.exif_orientation,
     )
+
+
+def _model(name: str) -> str:
+    """A folder with a ``config.json`` is transformers'."""
+    return f"hf:{name}" if (Path(name).expanduser() / "config.json").is_file() else name
 
 
 def _contradictions(

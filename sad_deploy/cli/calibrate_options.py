@@ -27,7 +27,8 @@ class CalibrateOptions:
         str | None,
         typer.Option(
             help="digits, digits-adversarial, cifar-resnet18, cifar-resnet50, cifar-wrn32-10, a torchvision "
-            "classifier, or package.module:factory.",
+            "classifier, timm:NAME, hf:FOLDER (transformers), FILE.pt2 (torch.export) or "
+            "package.module:factory, with arguments: 'timm:resnet26t(in_chans=1)'.",
             show_default="digits",
             metavar="NAME",
             rich_help_panel=_NETWORK,
@@ -37,7 +38,8 @@ class CalibrateOptions:
         str | None,
         typer.Option(
             metavar="FILE|NAME",
-            help="State dict (.safetensors or PyTorch), or a name of torchvision's published weights.",
+            help="State dict (.safetensors or PyTorch), or published weights: torchvision's by name, DEFAULT "
+            "of timm.",
             rich_help_panel=_NETWORK,
         ),
     ] = None
@@ -47,6 +49,14 @@ class CalibrateOptions:
             metavar="KEY",
             help="Which of several state dicts in the file, for example model_ema.",
             show_default="the usual one",
+            rich_help_panel=_NETWORK,
+        ),
+    ] = None
+    ignore_keys: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATTERN,…",
+            help="Names in the file that are left out, such as aux.*; a profiler's total_ops always is.",
             rich_help_panel=_NETWORK,
         ),
     ] = None

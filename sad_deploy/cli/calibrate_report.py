@@ -34,9 +34,12 @@ def print_input(recipe: Recipe, preparation: Preparation) -> None:
 
 def _warn_of_guesses(recipe: Recipe, *, assumed: bool) -> None:
     """A model of the user's own may expect anything: say what was assumed."""
-    if ":" not in recipe.model:
+    from sad_deploy.models.reference import Origin, origin_of
+
+    origin = origin_of(recipe.model)
+    if origin is Origin.NAMED:
         return
-    if recipe.weights is None:
+    if recipe.weights is None and origin is Origin.FACTORY:
         print_warning(f"no --weights: {recipe.model} is calibrated with the weights that it came with")
     missing = [
         option

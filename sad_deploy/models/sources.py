@@ -1,19 +1,13 @@
-"""A model's name → the network, without weights.
+"""A model's name → the network, with its own initial weights.
 
-Names: ``digits``, ``digits-adversarial``, the paper's CIFAR networks, every torchvision classifier, and
-``package.module:factory`` for anybody's own, looked up from the current folder too.
+Names: ``digits``, ``digits-adversarial``, the paper's CIFAR networks, every torchvision classifier, and those
+from elsewhere of :mod:`.reference`: timm's, transformers', exported programs and anybody's own.
 """
 
 from __future__ import annotations
 
-import contextlib
-import copy
 import difflib
-import importlib
-import inspect
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -26,7 +20,13 @@ from ..checkpoints import without_prefix
 from ..recipe import EMBEDDED
 from . import cifar
 from .digits import DigitsResNet
-from .plain import unwrapped
+from .exported_program import from_exported
+from .factories import from_factory
+from .factories import takes_num_classes as factory_takes_num_classes
+from .from_hugging_face import from_hugging_face
+from .from_timm import check_timm, from_timm
+from .plain import thawed
+from .reference import Origin, Reference, is_foreign, reference
 
 _OWN: Mapping[str, Callable[[int], nn.Module]] = {
     **dict.fromkeys(EMBEDDED, DigitsResNet),
@@ -54,11 +54,6 @@ def torchvision_names() -> list[str]:
     return list(torchvision.models.list_models(module=torchvision.models))
 
 
-def is_factory(name: str) -> bool:
-    """Whether a name is ``package.module:factory``."""
-    return ":" in name
-
-
 def is_cifar(name: str) -> bool:
     """Whether a name is one of the CIFAR-form networks."""
     return name in _OWN and name not in EMBEDDED
@@ -74,18 +69,17 @@ def build_model(name: str, num_classes: int) -> nn.Module:
 
     Args:
         name: See the module.
-        num_classes: K; a factory is given it if it takes an argument of that name, or ``**kwargs``.
+        num_classes: K, for what does not decide it itself: see :func:`takes_num_classes`.
 
     Returns:
         A network from (N, C, H, W) to logits (N, K).
 
     Raises:
-        UserError: The name is unknown (close ones are listed), or the factory is missing, needs other
-            arguments or gives no module.
+        UserError: The name is unknown (close ones are listed), or what it names cannot be built.
     """
     check_model_name(name)
-    if is_factory(name):
-        return _from_factory(name, num_classes).eval()
+    if is_foreign(name):
+        return thawed(_foreign(reference(name), num_classes)).eval()
     if name in _OWN:
         return _OWN[name](num_classes).eval()
     options, _ = _TRAINING_ONLY.get(name, ({}, ()))
@@ -93,18 +87,38 @@ def build_model(name: str, num_classes: int) -> nn.Module:
     return model.eval()
 
 
+def _foreign(model: Reference, num_classes: int) -> nn.Module:
+    if model.origin is Origin.TIMM:
+        return from_timm(model, num_classes)
+    if model.origin is Origin.HUGGING_FACE:
+        return from_hugging_face(model)
+    return from_exported(model) if model.origin is Origin.EXPORTED else from_factory(model, num_classes)
+
+
 def check_model_name(name: str) -> None:
-    """Refuse a name that :func:`build_model` does not know; a factory is not looked up.
+    """Refuse a name that :func:`build_model` does not know; only names of timm's are looked up elsewhere.
 
     Raises:
         UserError: The name is unknown; close ones are listed.
     """
-    if is_factory(name) or name in model_names():
+    if is_foreign(name):
+        model = reference(name)
+        if model.origin is Origin.TIMM:
+            check_timm(model)
         return
+    if name in model_names():
+        return
+    bare = name.partition("(")[0]
+    if bare != name and bare in model_names():
+        raise UserError(
+            f"{bare} takes no arguments here",
+            hint=f"'timm:{bare}(…)' or a factory of yours, package.module:factory, take them",
+        )
     close = difflib.get_close_matches(name, model_names(), n=4, cutoff=0.5)
     raise UserError(
         f"there is no model named {name!r}" + (f"; close: {', '.join(close)}" if close else ""),
-        hint=f"use {', '.join(_OWN)}, a torchvision classifier, or package.module:factory for your own",
+        hint=f"use {', '.join(_OWN)}, a torchvision classifier, timm:NAME, hf:FOLDER, a .pt2 file, "
+        "or package.module:factory for your own",
     )
 
 
@@ -118,100 +132,14 @@ def classes_in(name: str, state: Mapping[str, Tensor]) -> int | None:
 
 
 def takes_num_classes(name: str) -> bool:
-    """Whether a factory has an argument ``num_classes``, by name or among its ``**kwargs``.
+    """Whether a network is built for K classes, and does not decide K itself.
 
     Raises:
-        UserError: The factory cannot be found.
+        UserError: It is a factory that cannot be found.
     """
-    module_name, _, attribute = name.partition(":")
-    with _current_folder_importable():
-        return _has_num_classes(_find_factory(name, module_name, attribute))
-
-
-def _from_factory(name: str, num_classes: int) -> nn.Module:
-    module_name, _, attribute = name.partition(":")
-    with _current_folder_importable():
-        factory = _find_factory(name, module_name, attribute)
-        if isinstance(factory, nn.Module):  # a network already: nobody else's may change
-            model: object = copy.deepcopy(unwrapped(factory))
-        else:
-            arguments = {"num_classes": num_classes} if _has_num_classes(factory) else {}
-            _check_call(name, factory, arguments)
-            model = factory(**arguments)
-    if not isinstance(model, nn.Module):
-        raise UserError(
-            f"{name} returned a {type(model).__name__}, not a torch.nn.Module",
-            hint="return the network itself",
-        )
-    if isinstance(model, torch.jit.ScriptModule):
-        raise UserError(
-            f"{name} is a TorchScript module, whose layers cannot be calibrated",
-            hint="give the Python module that it was scripted from",
-        )
-    return unwrapped(model)
-
-
-def _check_call(name: str, factory: Callable[..., object], arguments: Mapping[str, object]) -> None:
-    """Refuse a factory that needs arguments which nobody gives it."""
-    try:
-        signature = inspect.signature(factory)
-    except (ValueError, TypeError):  # builtins without a signature
-        return
-    try:
-        signature.bind(**arguments)
-    except TypeError as error:
-        raise UserError(
-            f"{name}{signature} cannot be called with num_classes alone: {error}",
-            hint="write a function of your own that takes num_classes, calls it and returns the network",
-        ) from None
-
-
-def _find_factory(name: str, module_name: str, attribute: str) -> Callable[..., object]:
-    try:
-        found: Any = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        # A missing import inside the user's own module is theirs to see with its traceback.
-        if error.name is None or not (module_name == error.name or module_name.startswith(f"{error.name}.")):
-            raise
-        raise UserError(
-            f"{name}: there is no module {error.name!r}, neither installed nor in {Path.cwd()}",
-            hint="run in the folder that holds it",
-        ) from None
-    except (ValueError, TypeError):
-        raise UserError(
-            f"{name!r} is not package.module:factory", hint="for example mypackage.nets:resnet"
-        ) from None
-    for part in attribute.split("."):
-        if not hasattr(found, part):
-            close = difflib.get_close_matches(part, dir(found), n=3)
-            raise UserError(
-                f"{name}: {module_name} has no {part!r}" + (f"; close: {', '.join(close)}" if close else ""),
-                hint="name a function or class that returns the network",
-            )
-        found = getattr(found, part)
-    if not callable(found):
-        raise UserError(f"{name} is not callable", hint="name a function or class that returns the network")
-    return found  # type: ignore[no-any-return]
-
-
-def _has_num_classes(factory: Callable[..., object]) -> bool:
-    if isinstance(factory, nn.Module):
-        return False
-    try:
-        parameters = inspect.signature(factory).parameters
-    except (ValueError, TypeError):  # builtins without a signature
-        return False
-    return "num_classes" in parameters or any(each.kind is each.VAR_KEYWORD for each in parameters.values())
-
-
-@contextlib.contextmanager
-def _current_folder_importable() -> Iterator[None]:
-    """Modules of the current folder can be imported, as with ``python -m``, for as long as this lasts."""
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
-    importlib.invalidate_caches()
-    try:
-        yield
-    finally:
-        with contextlib.suppress(ValueError):
-            sys.path.remove(here)
+    if not is_foreign(name):
+        return True
+    model = reference(name)
+    if model.origin is Origin.TIMM:
+        return "num_classes" not in model.arguments
+    return model.origin is Origin.FACTORY and factory_takes_num_classes(model)

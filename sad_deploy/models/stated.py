@@ -43,8 +43,12 @@ class Stated:
     source: str
 
 
-def stated_by(model: nn.Module, weights: Path | None) -> Stated | None:
+def stated_by(model: nn.Module, folder: Path | None) -> Stated | None:
     """What the network says itself, or else a file beside its weights.
+
+    Args:
+        model: As it was built.
+        folder: Where its weights lie.
 
     Raises:
         UserError: That file is no JSON, or asks for what a bundle's preprocessing cannot do.
@@ -54,14 +58,27 @@ def stated_by(model: nn.Module, weights: Path | None) -> Stated | None:
         config = vars(config) if hasattr(config, "__dict__") else None
     if isinstance(config, Mapping) and config.get("input_size"):
         return _read(_of_timm, config, f"{type(model).__name__}.pretrained_cfg")
-    if weights is None:
+    if folder is None:
         return None
-    path = weights.parent / "preprocessor_config.json"
+    path = folder / "preprocessor_config.json"
     if path.is_file():
         return _read(_of_hugging_face, _json(path), str(path))
-    path = weights.parent / "config.json"
+    path = folder / "config.json"
     inside = _json(path).get("pretrained_cfg") if path.is_file() else None
     return _read(_of_timm, inside, str(path)) if isinstance(inside, Mapping) else None
+
+
+def class_names_beside(folder: Path) -> tuple[str, ...] | None:
+    """The class names in timm's ``config.json`` beside weights (``label_descriptions``, ``label_names``)."""
+    path = folder / "config.json"
+    config = _json(path) if path.is_file() else {}
+    inside = config.get("pretrained_cfg")
+    names = config.get("label_names") or (inside.get("label_names") if isinstance(inside, Mapping) else None)
+    described = config.get("label_descriptions")
+    if not isinstance(names, list) or len(set(map(str, names))) < len(names):
+        return None
+    told = [str(described.get(name, name)) for name in names] if isinstance(described, Mapping) else names
+    return tuple(map(str, told if len(set(told)) == len(names) else names))
 
 
 def _json(path: Path) -> Mapping[str, Any]:

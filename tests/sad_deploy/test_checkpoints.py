@@ -1,10 +1,14 @@
 from __future__ import annotations
 
 import argparse
+import collections
 import os
 import pickle
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -47,7 +51,8 @@ def test_the_prefix_of_a_wrapper_is_removed(tmp_path, prefix):
     expected = small_network().state_dict()
     torch.save({prefix + name: value for name, value in expected.items()}, tmp_path / "c.pt")
     model = small_network(seed=1)
-    assert load_weights(model, read_state_dict(tmp_path / "c.pt"), source="c.pt", num_classes=5) == ()
+    (note,) = load_weights(model, read_state_dict(tmp_path / "c.pt"), source="c.pt", num_classes=5)
+    assert note == f"the names in c.pt begin with {prefix}, which was taken off"
     assert changed(expected, model) == set()
 
 
@@ -71,7 +76,7 @@ def test_a_pickle_with_code_is_refused_and_does_not_run(tmp_path, legacy):
     torch.save({"state_dict": Bomb(trap)}, tmp_path / "c.pt", _use_new_zipfile_serialization=not legacy)
     with pytest.raises(UserError, match="holds more than tensors") as error:
         read_state_dict(tmp_path / "c.pt")
-    assert "torch.save(model.state_dict()" in str(error.value.hint)
+    assert "torch.save(model['state_dict'], 'c.state.pt')" in str(error.value.hint)
     assert not trap.exists()
 
 
@@ -83,17 +88,103 @@ def test_a_bare_pickle_with_code_does_not_run(tmp_path):
     assert not trap.exists()
 
 
-def test_a_whole_pickled_model_is_refused_with_the_way_to_convert_it(tmp_path):
-    torch.save(nn.Linear(2, 2), tmp_path / "model.pt")
-    with pytest.raises(UserError, match="holds more than tensors"):
-        read_state_dict(tmp_path / "model.pt")
+@pytest.mark.parametrize("legacy", [True, False])
+def test_a_whole_pickled_model_is_refused_with_the_two_lines_that_convert_it(tmp_path, monkeypatch, legacy):
+    monkeypatch.chdir(tmp_path)
+    torch.save(nn.Linear(2, 2), "model.pt", _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(UserError, match="is a whole pickled model and holds more than tensors") as error:
+        read_state_dict(Path("model.pt"))
+    lines = str(error.value.hint).splitlines()[1:]
+    assert len(lines) == 2
+    exec("import torch\n" + "\n".join(line.strip() for line in lines))
+    assert read_state_dict(Path("model.state.pt")).keys() == {"weight", "bias"}
 
 
-def test_a_torchscript_archive_is_refused(tmp_path):
-    torch.jit.save(torch.jit.script(nn.Linear(2, 2)), tmp_path / "model.pt")
-    with pytest.raises(UserError) as error:
-        read_state_dict(tmp_path / "model.pt")
-    assert "torch.save(model.state_dict()" in str(error.value.hint)
+def test_a_torchscript_archive_is_refused_with_the_two_lines_that_convert_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.jit.save(torch.jit.script(nn.Linear(2, 2)), "model.pt")
+    with pytest.raises(UserError, match="TorchScript archive") as error:
+        read_state_dict(Path("model.pt"))
+    lines = str(error.value.hint).splitlines()[1:]
+    exec("import torch\n" + "\n".join(line.strip() for line in lines))
+    assert read_state_dict(Path("model.state.pt")).keys() == {"weight", "bias"}
+
+
+def test_an_exported_program_is_refused_with_the_option_that_takes_it(tmp_path):
+    torch.export.save(torch.export.export(nn.Linear(2, 2), (torch.ones(1, 2),)), tmp_path / "model.pt2")
+    with pytest.raises(UserError, match="is an exported program") as error:
+        read_state_dict(tmp_path / "model.pt2")
+    assert "--model " in str(error.value.hint)
+
+
+@pytest.mark.parametrize("name", ["c.pt", "c.safetensors"])
+@pytest.mark.parametrize(
+    ("content", "message", "advice"),
+    [
+        (b"", "it is empty", "download"),
+        (
+            b"\n<!DOCTYPE html><html>Sign in</html>",
+            "is a web page, saved under a checkpoint's name",
+            "log in",
+        ),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+            "is a git-lfs pointer",
+            "git lfs pull",
+        ),
+        (b"\x1f\x8b\x08\x00" + bytes(50), "is a gzip archive", "unpack it"),
+    ],
+)
+def test_what_only_has_a_checkpoints_name_is_named(tmp_path, name, content, message, advice):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message) as error:
+        read_state_dict(tmp_path / name)
+    assert advice in str(error.value.hint) and "\n" not in error.value.message
+
+
+def rewritten(source: Path, target: Path, change: Callable[[str, bytes], bytes]) -> None:
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as new:
+        for name in old.namelist():
+            new.writestr(name, change(name, old.read(name)))
+
+
+def test_a_file_of_a_newer_torch_is_named_as_such(tmp_path):
+    torch.save({"w": torch.ones(2)}, tmp_path / "c.pt")
+    rewritten(
+        tmp_path / "c.pt", tmp_path / "version.pt",
+        lambda name, data: b"99\n" if name.count("/") == 1 and name.endswith("/version") else data,
+    )  # fmt: skip
+    rewritten(
+        tmp_path / "c.pt", tmp_path / "type.pt",
+        lambda name, data: data.replace(b"FloatStorage", b"FloatStorag9"),
+    )  # fmt: skip
+    for name in ("version.pt", "type.pt"):
+        with pytest.raises(UserError, match="was written by a newer PyTorch than this one") as error:
+            read_state_dict(tmp_path / name)
+        assert "upgrade torch" in str(error.value.hint)
+
+
+def test_all_types_that_are_refused_are_named_at_once(tmp_path):
+    content = {"state_dict": {"w": torch.ones(1)}, "a": nn.ReLU(), "b": collections.deque()}
+    torch.save(content, tmp_path / "c.pt")
+    with pytest.raises(UserError, match=r"more than tensors \(collections\.deque, torch.*ReLU\)"):
+        read_state_dict(tmp_path / "c.pt")
+
+
+def test_numbers_of_numpy_beside_the_weights_are_fine(tmp_path):
+    content = {
+        "model": {"w": torch.ones(1)},
+        "best": np.float64(0.5),
+        "loss": np.mean(np.ones(3, np.float32)),
+    }
+    torch.save(content, tmp_path / "c.pt")
+    assert read_state_dict(tmp_path / "c.pt").keys() == {"w"}
+
+
+def test_averaged_weights_are_taken_where_there_are_no_raw_ones(tmp_path):
+    torch.save({"ema": {"w": torch.ones(1)}, "critic": {"v": torch.ones(1)}}, tmp_path / "c.pt")
+    checkpoint = read_checkpoint(tmp_path / "c.pt")
+    assert (checkpoint.key, checkpoint.others) == ("ema", ("critic",))
 
 
 @pytest.mark.parametrize("name", ["c.pt", "c.safetensors"])
@@ -102,7 +193,7 @@ def test_a_torchscript_archive_is_refused(tmp_path):
 )
 def test_rubbish_is_one_clear_error(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match=r"not readable|holds more than tensors|holds no state dict"):
+    with pytest.raises(UserError, match=r"not readable|holds no state dict"):
         read_state_dict(tmp_path / name)
 
 
@@ -115,7 +206,7 @@ def test_a_file_cut_short_is_one_clear_error(tmp_path, suffix):
         safetensors.torch.save_file(small_network().state_dict(), whole)
     cut = tmp_path / f"cut{suffix}"
     cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
-    with pytest.raises(UserError, match="not readable"):
+    with pytest.raises(UserError, match=r"not readable.*: it is cut off"):
         read_state_dict(cut)
 
 
@@ -170,11 +261,13 @@ def test_all_that_does_not_fit_is_said_at_once_and_nothing_is_copied():
 
 def test_long_lists_are_shortened():
     with pytest.raises(UserError, match=r"missing: .* and 9 more"):
-        load(small_network(), {})
+        load(small_network(), {"other.weight": torch.ones(1)})
 
 
 def test_another_class_count_is_said_plainly():
-    with pytest.raises(UserError, match=r"weights.pt has 7 classes, but 5 are needed"):
+    with pytest.raises(
+        UserError, match=r"weights.pt has 7 classes, the model 5: 9.weight \(7, 12\) instead of \(5, 12\)"
+    ):
         load(small_network(classes=5), state(small_network(classes=7)))
 
 
@@ -315,7 +408,8 @@ def test_averaged_models_of_torch_load_as_the_model_they_average(tmp_path, wrap)
         read_checkpoint(tmp_path / "bare.pt").state,
     ):
         target = small_network(seed=1)
-        assert load(target, weights) == ()
+        (note,) = load(target, weights)
+        assert "module." in note and "was taken off" in note
         assert changed(state(source), target) == set()
 
 
@@ -366,7 +460,7 @@ def test_a_prefix_does_not_hide_what_is_wrong():
     before, other = state(model), prefixed("model.", state(small_network(seed=1)))
     with pytest.raises(UserError, match=r"1 unexpected: more\.weight"):
         load(model, other | {"model.more.weight": torch.ones(1)})
-    with pytest.raises(UserError, match="7 classes, but 5 are needed"):
+    with pytest.raises(UserError, match="7 classes, the model 5"):
         load(model, prefixed("model.", state(small_network(classes=7))))
     del other["model.0.weight"]
     with pytest.raises(UserError, match=r"missing: 0.weight.*unexpected: model"):

@@ -167,7 +167,7 @@ def test_published_weights_bring_classes_and_preprocessing(folder, monkeypatch):
         ({"model": "prepared_networks:net", "data": "flat"}, "does not tell the number"),
         ({"model": "prepared_networks:grey", "data": "labelled"}, "does not accept images"),
         ({"model": "prepared_networks:plain", "data": "labelled", "image_size": 8}, "no BatchNorm"),
-        ({"data": "labelled"}, "10 classes, but 3 are needed"),
+        ({"data": "labelled"}, "10 classes, the model 3"),
         ({"image_size": 32}, "images of 16×16"),
         ({"mean": "0,0,0", "std": "1,1,1"}, "3 values, the images 1 channels"),
         ({"model": "vgg11", "weights": "IMAGENET1K_V1", "data": "labelled"}, "1000 classes, labelled: 3"),
@@ -183,7 +183,7 @@ def test_what_cannot_be_used_is_refused(options, message):
 def test_a_wrong_class_count_in_the_weights_is_said_plainly(folder):
     for name in "ab":
         (folder / "labelled" / name).rename(folder / f"moved-{name}")
-    with pytest.raises(UserError, match=r"resnet18.pt has 3 classes, but 1 are needed"):
+    with pytest.raises(UserError, match=r"resnet18.pt has 3 classes, the model 1"):
         ready(model="cifar-resnet18", weights="resnet18.pt", data="labelled")
 
 

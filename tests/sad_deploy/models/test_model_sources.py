@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import sys
-
 import pytest
 import torch
 import torchvision
@@ -9,100 +7,20 @@ from torch import nn
 
 from sad_deploy.models import build_model, model_names
 from sad_deploy.models.pretrained import find_pretrained, weight_names
-from sad_deploy.models.sources import classes_in, takes_num_classes
+from sad_deploy.models.sources import classes_in
 from sad_runtime.errors import UserError
 from sad_runtime.manifest import Interpolation
-
-FACTORIES = """
-import torch
-from torch import nn
-def with_classes(num_classes): return nn.Linear(2, num_classes)
-def with_kwargs(pretrained=False, **kwargs): return nn.Linear(2, kwargs.get("num_classes", 1000))
-def parallel(num_classes): return nn.DataParallel(with_classes(num_classes))
-def compiled(num_classes): return torch.compile(nn.DataParallel(with_classes(num_classes)))
-def needs_name(model_name, **kwargs): return nn.Linear(2, 9)
-def scripted(num_classes): return torch.jit.script(with_classes(num_classes))
-a_network = nn.DataParallel(nn.Linear(2, 9))
-def without_classes(): return nn.Linear(2, 9)
-def wrong(): return "a string"
-class Nets:
-    nested = staticmethod(with_classes)
-constant = 3
-"""
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    (tmp_path / "my_networks.py").write_text(FACTORIES)
-    (tmp_path / "broken_networks.py").write_text("import a_package_that_is_not_there\n")
-    monkeypatch.chdir(tmp_path)
-    yield tmp_path
-    for name in ("my_networks", "broken_networks"):
-        sys.modules.pop(name, None)
-
-
-@pytest.mark.parametrize(
-    ("name", "width"),
-    [
-        ("with_classes", 4),
-        ("with_kwargs", 4),
-        ("parallel", 4),
-        ("compiled", 4),
-        ("without_classes", 9),
-        ("Nets.nested", 4),
-        ("a_network", 9),
-    ],
-)
-def test_a_factory_of_the_current_folder_is_called(here, name, width):
-    before = list(sys.path)
-    assert build_model(f"my_networks:{name}", 4).out_features == width
-    assert sys.path == before
-
-
-def test_whether_a_factory_takes_the_class_count_is_known(here):
-    assert takes_num_classes("my_networks:with_classes")
-    assert takes_num_classes("my_networks:with_kwargs")
-    assert not takes_num_classes("my_networks:without_classes")
-    assert not takes_num_classes("my_networks:a_network")
-
-
-def test_a_network_that_exists_already_is_copied(here):
-    first, second = (build_model("my_networks:a_network", 9) for _ in range(2))
-    with torch.no_grad():
-        first.weight.zero_()
-    assert second.weight.any()
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("my_networks:with_clases", "close: with_classes"),
-        ("my_networks:constant", "not callable"),
-        ("my_networks:wrong", "returned a str"),
-        (
-            "my_networks:needs_name",
-            r"needs_name\(model_name, \*\*kwargs\) cannot be called with num_classes alone",
-        ),
-        ("my_networks:scripted", "TorchScript"),
-        ("absent_networks:build", "no module 'absent_networks'"),
-        ("my_networks.deeper:build", "no module 'my_networks.deeper'"),
-        (":build", "not package.module:factory"),
-        ("my_networks:", "has no ''"),
-    ],
-)
-def test_a_factory_that_cannot_be_used_is_refused(here, name, message):
-    with pytest.raises(UserError, match=message):
-        build_model(name, 4)
-
-
-def test_an_import_that_fails_inside_the_users_module_keeps_its_own_error(here):
-    with pytest.raises(ModuleNotFoundError, match="a_package_that_is_not_there"):
-        build_model("broken_networks:build", 4)
 
 
 def test_an_unknown_name_lists_close_ones():
     with pytest.raises(UserError, match=r"no model named 'resnet81'; close: .*resnet18"):
         build_model("resnet81", 10)
+
+
+def test_arguments_for_a_network_that_takes_none_are_refused():
+    with pytest.raises(UserError, match="resnet18 takes no arguments here") as error:
+        build_model("resnet18(in_chans=1)", 10)
+    assert "timm:resnet18(" in str(error.value.hint)
 
 
 def test_every_torchvision_classifier_is_known_and_built_without_auxiliary_heads():
@@ -130,10 +48,13 @@ def test_published_weights_bring_their_classes_and_preprocessing():
     assert found is not None
     assert found.name == "ResNet18_Weights.IMAGENET1K_V1"
     assert len(found.classes) == 1000 and found.classes[0] == "tench"
-    assert found.preprocessing.resize == 256 and found.preprocessing.shape == (3, 224, 224)
-    assert found.input_space.mean == (0.485, 0.456, 0.406)
+    assert found.images is not None
+    preprocessing, space = found.images
+    assert preprocessing.resize == 256 and preprocessing.shape == (3, 224, 224)
+    assert space.mean == (0.485, 0.456, 0.406)
     second = find_pretrained("efficientnet_b0", "IMAGENET1K_V1")
-    assert second is not None and second.preprocessing.interpolation is Interpolation.BICUBIC
+    assert second is not None and second.images is not None
+    assert second.images[0].interpolation is Interpolation.BICUBIC
     assert find_pretrained("resnet18", "IMAGENET1K_V9") is None
     assert weight_names("digits") == [] and "IMAGENET1K_V2" in weight_names("resnet50")
 
@@ -165,11 +86,11 @@ def test_published_googlenet_is_the_same_function_in_the_declared_input_space():
     ours = build_model("googlenet", 10)
     ours.load_state_dict(original.state_dict())
     pretrained = find_pretrained("googlenet", "DEFAULT")
-    assert pretrained is not None
+    assert pretrained is not None and pretrained.images is not None
     image = torch.rand(2, 3, 64, 64)
     mean, std = (torch.tensor(v).reshape(-1, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     declared_mean, declared_std = (
-        torch.tensor(v).reshape(-1, 1, 1) for v in (pretrained.input_space.mean, pretrained.input_space.std)
+        torch.tensor(v).reshape(-1, 1, 1) for v in (pretrained.images[1].mean, pretrained.images[1].std)
     )
     with torch.no_grad():
         expected, found = original((image - mean) / std), ours((image - declared_mean) / declared_std)
