@@ -154,10 +154,7 @@ def train(
     Raises:
         UserError: The network does not take these images, or the state is of another training.
     """
-    torch.manual_seed(seed)
-    network = build_model(model, num_classes)
-    if recipe.from_natural and model in EMBEDDED:
-        network.load_state_dict(digits_state_dict())
+    network = first_weights(recipe, model, num_classes, seed)
     _try_out(network, images, model)
     learner = Learner(network.to(device), space, recipe, torch.Generator().manual_seed(seed))
     training = Training(recipe, images, learner, seed)
@@ -172,6 +169,15 @@ def train(
         if report is not None:
             report(training.epochs, loss)
     return network.eval()
+
+
+def first_weights(recipe: Recipe, model: str, num_classes: int, seed: int) -> nn.Module:
+    """The network that a training begins with."""
+    torch.manual_seed(seed)
+    network = build_model(model, num_classes)
+    if recipe.from_natural and model in EMBEDDED:
+        network.load_state_dict(digits_state_dict())
+    return network
 
 
 def _kept(state: Path, what: dict[str, Any], *, resume: bool) -> dict[str, Any]:
