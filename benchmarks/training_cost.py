@@ -94,13 +94,11 @@ def on_digits(epochs: int | None) -> dict[str, Any]:
     final = rows[-1]["pgd_percent"]
     reached = next(row for row in rows if row["pgd_percent"] >= final - CLOSE)
     jobs = calibrations(model)
+    print(f"TRADES {spent:.0f} s; to within {CLOSE:g} point of its accuracy {reached['cpu_seconds']:.0f} s")
     for name, job in jobs.items():
-        job["ratio_to_all_epochs"] = spent / job["cpu_seconds"]
-        job["ratio_to_accuracy_reached"] = reached["cpu_seconds"] / job["cpu_seconds"]
-        print(
-            f"{name}: {job['cpu_seconds']:.1f} s; TRADES {spent:.0f} s, {job['ratio_to_all_epochs']:.0f} ×; "
-            f"to within {CLOSE:g} point {reached['cpu_seconds']:.0f} s, {job['ratio_to_accuracy_reached']:.0f} ×"
-        )
+        whole, least = (seconds / job["cpu_seconds"] for seconds in (spent, reached["cpu_seconds"]))
+        job |= {"ratio_to_all_epochs": whole, "ratio_to_accuracy_reached": least}
+        print(f"{name}: {job['cpu_seconds']:.1f} s, so that they are {whole:.1f} × and {least:.1f} × it")
     return {
         "recipe": dataclasses.asdict(recipe),
         "images": len(training),

@@ -34,7 +34,7 @@ def print_input(recipe: Recipe, preparation: Preparation) -> None:
 
 def _warn_of_guesses(recipe: Recipe, *, assumed: bool) -> None:
     """A model of the user's own may expect anything: say what was assumed."""
-    if ":" not in recipe.model:
+    if ":" not in recipe.model or recipe.from_bundle is not None:
         return
     if recipe.weights is None:
         print_warning(f"no --weights: {recipe.model} is calibrated with the weights that it came with")
