@@ -6,16 +6,19 @@ import dataclasses
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from sad_runtime.bundle import Bundle
+from sad_runtime.bundle.read import sha256
 from sad_runtime.class_names import read_class_names
 from sad_runtime.errors import UserError
-from sad_runtime.manifest import InputSpace, ModelSource, Preprocessing
+from sad_runtime.manifest import MANIFEST_NAME, InputSpace, ModelSource, Preprocessing
 
 from .batchnorm import batchnorm_layers
-from .calibrated import check_rebuilds
+from .calibrated import check_rebuilds, load_base
 from .checkpoints import Checkpoint, load_weights, read_checkpoint
 from .classifier import standardized
 from .data import DataSource, WithValidation, find_data, with_validation
@@ -55,6 +58,7 @@ class Preparation:
         weights: Where the weights came from, for the manifest.
         notes: What was chosen or left out on the user's behalf; sentences.
         assumed: Whether nothing but options said what images the network sees.
+        bundle: For the manifest, the bundle that Φ0 comes from; None where it comes from none.
     """
 
     model: nn.Module
@@ -67,6 +71,7 @@ class Preparation:
     weights: Mapping[str, str]
     notes: tuple[str, ...] = ()
     assumed: bool = True
+    bundle: Mapping[str, Any] | None = None
 
 
 def prepare(recipe: Recipe) -> Preparation:
@@ -76,6 +81,8 @@ def prepare(recipe: Recipe) -> Preparation:
         UserError: Anything in the recipe that cannot be used.
     """
     device = _device(recipe.device)
+    if recipe.from_bundle is not None:
+        return _from_bundle(recipe, Bundle.open(recipe.from_bundle), device)
     check_model_name(recipe.model)
     given = read_class_names(Path(recipe.classes).expanduser()) if recipe.classes else None
     data = find_data(recipe.data, classes=given)
@@ -133,6 +140,62 @@ def prepare(recipe: Recipe) -> Preparation:
         notes=notes,
         assumed=seen.source is None,
     )
+
+
+def _from_bundle(recipe: Recipe, bundle: Bundle, device: torch.device) -> Preparation:
+    """Φ0 of a bundle for other images: calibration attacks the network that was trained, never Φ1.
+
+    Raises:
+        UserError: Φ0 cannot be had, or the images are of another shape or of other classes.
+    """
+    manifest = bundle.manifest
+    model = load_base(bundle)
+    if model is None:
+        raise UserError(
+            f"{bundle.root} was calibrated before the statistics of the network before it were kept",
+            hint="calibrate once more with --model and --weights",
+        )
+    data = find_data(recipe.data)
+    if recipe.val_data is not None:
+        data = with_validation(data, recipe.val_data)
+    if data.preprocessing is not None and data.preprocessing.shape != manifest.preprocessing.shape:
+        raise UserError(
+            f"{recipe.data} has images of {data.preprocessing.shape}, the network of {bundle.root} takes "
+            f"{manifest.preprocessing.shape}"
+        )
+    if isinstance(data, FolderSource | WithValidation) and data.classes is not None:
+        data = data.in_order(manifest.classes, given_by=str(bundle.root))
+    elif data.classes is not None and len(data.classes) != len(manifest.classes):
+        raise UserError(
+            f"{recipe.data} has {len(data.classes)} classes, {bundle.root} {len(manifest.classes)}",
+            hint="recalibration changes no weight: the classes stay what they are",
+        )
+    check_enough(data.available, recipe.batch_size)
+    return Preparation(
+        model=model.to(device),
+        source=manifest.model,
+        classes=manifest.classes,
+        preprocessing=manifest.preprocessing,
+        input_space=manifest.input_space,
+        data=data,
+        batches=recipe.batches or min(BATCHES, data.available // recipe.batch_size),
+        weights=manifest.calibration.get("weights", {}),
+        notes=data.left_out + _measured_on(data) + (f"calibrated anew: Φ0 of {bundle.root}",),
+        assumed=False,
+        bundle=_origin(bundle),
+    )
+
+
+def _origin(bundle: Bundle) -> Mapping[str, Any]:
+    """What identifies a bundle, and what it was calibrated on; with what that one came from, if from one."""
+    before = bundle.manifest.calibration
+    return {
+        "bundle": str(bundle.root),
+        "manifest_sha256": sha256(bundle.root / MANIFEST_NAME),
+        "eta": bundle.manifest.defence.eta,
+        "data": before.get("data", {}).get("source"),
+        **{name: before[name] for name in ("recalibrated_from",) if name in before},
+    }
 
 
 def _checkpoint(recipe: Recipe, file: Path | None) -> Checkpoint | None:

@@ -60,6 +60,7 @@ def provenance(recipe: Recipe, preparation: Preparation, outcome: Outcome) -> di
             "skipped_images": len(data.skipped),
         },
         "weights": dict(preparation.weights),
+        **({} if preparation.bundle is None else {"recalibrated_from": dict(preparation.bundle)}),
         "attack": described,
         "batches": outcome.calibration.batches,
         "batch_size": outcome.calibration.batch_size,

@@ -34,6 +34,11 @@ PAPER_ETA = 0.8
 PAPER_MOMENTUM = 0.1
 _PAPER_ATTACK = Attack(kind=AttackKind.PGD, epsilon=8 / 255, steps=20)
 _AUTO = "auto"
+_BROUGHT = (
+    *("model", "weights", "weights_key", "classes"),
+    *("image_size", "resize", "crop_pct", "interpolation", "mean", "std", "exif_orientation"),
+)
+"""Options about what a bundle says itself."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +47,7 @@ class Options:
 
     model: str | None = None
     weights: str | None = None
+    from_bundle: str | None = None
     data: str | None = None
     val_data: str | None = None
     classes: str | None = None
@@ -78,6 +84,7 @@ class Recipe:
     Attributes:
         model: Model name.
         weights: File or published name; None for the embedded default and factories that bring their own.
+        from_bundle: Folder of the bundle whose Φ0 is calibrated for other images, or None.
         data: Data source.
         val_data: Folder of other images to choose η on and to measure accuracy on, or None.
         classes: File of class names in the order of the network's outputs; None for the data's own order.
@@ -107,6 +114,7 @@ class Recipe:
 
     model: str
     weights: str | None
+    from_bundle: str | None
     data: str
     val_data: str | None
     classes: str | None
@@ -140,6 +148,7 @@ def resolve(options: Options) -> Recipe:
     Raises:
         UserError: Values that cannot be read, or options that contradict each other; all of them are named.
     """
+    options = _inherited(options)
     problems: list[str] = []
     eta = _read_eta(options.eta, problems)
     epsilon = _read_number("--epsilon", options.epsilon, problems)
@@ -169,6 +178,7 @@ def resolve(options: Options) -> Recipe:
     return Recipe(
         model=model,
         weights=options.weights,
+        from_bundle=options.from_bundle,
         data=options.data or DEFAULT_DATA,
         val_data=options.val_data,
         classes=options.classes,
@@ -200,6 +210,43 @@ def resolve(options: Options) -> Recipe:
 def _model(name: str) -> str:
     """A folder with a ``config.json`` is transformers'."""
     return f"hf:{name}" if (Path(name).expanduser() / "config.json").is_file() else name
+
+
+def _inherited(options: Options) -> Options:
+    """With a bundle to start from: its network, and its defence and attack where no others are given.
+
+    Raises:
+        UserError: It cannot be read, or something is given that it brings.
+    """
+    if options.from_bundle is None:
+        return options
+    given = [name for name in _BROUGHT if getattr(options, name) is not None]
+    if given:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise UserError(
+            f"--from brings the network and what it sees, and so do {names}", hint="leave one of them out"
+        )
+    from sad_runtime.bundle import Bundle
+
+    manifest = Bundle.open(options.from_bundle).manifest
+    options = dataclasses.replace(options, model=manifest.model.name)
+    if options.paper:
+        return options
+    options = dataclasses.replace(
+        options,
+        normalization=options.normalization or manifest.defence.normalization,
+        clip=manifest.defence.clip if options.clip is None else options.clip,
+    )
+    attack = manifest.calibration.get("attack")
+    if attack is None or (options.attack, options.epsilon, options.steps) != (None, None, None):
+        return options
+    epsilon = attack.get("epsilon")
+    return dataclasses.replace(
+        options,
+        attack=AttackKind(attack["kind"]),
+        epsilon=None if epsilon is None else repr(epsilon),
+        steps=attack.get("steps"),
+    )
 
 
 def _contradictions(

@@ -50,6 +50,7 @@ def calibrate(
         require(module, extra="calibrate", need="sad-deploy calibrate")
     if not overwrite:
         _refuse_exported(out)
+        _refuse_own(out, options.from_bundle)
     from sad_deploy.calibration_job import run
     from sad_deploy.eta_advice import refusal
     from sad_deploy.preparation import prepare
@@ -69,6 +70,21 @@ def calibrate(
     else:
         print_result(f"bundle: {out}")
     print_hint(f"next: sad-deploy export{'' if out == DEFAULT_BUNDLE else f' {out}'}")
+
+
+def _refuse_own(out: Path, source: str | None) -> None:
+    """A bundle calibrated for other images is another one.
+
+    Raises:
+        UserError: It would replace the one that it comes from.
+    """
+    from sad_runtime.errors import UserError
+
+    if source is not None and out.resolve() == Path(source).resolve():
+        raise UserError(
+            f"{out} would be replaced by what comes from it",
+            hint="--out names another folder, or --overwrite",
+        )
 
 
 def _refuse_exported(out: Path) -> None:

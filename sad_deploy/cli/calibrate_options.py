@@ -43,6 +43,17 @@ class CalibrateOptions:
             rich_help_panel=_NETWORK,
         ),
     ] = None
+    from_bundle: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="BUNDLE",
+            help="Calibrate a bundle's network, as it was before its calibration, for other images: in place "
+            "of --model and --weights.",
+            show_default=False,
+            rich_help_panel=_NETWORK,
+        ),
+    ] = None
     weights_key: Annotated[
         str | None,
         typer.Option(

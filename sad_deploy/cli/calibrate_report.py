@@ -37,7 +37,7 @@ def _warn_of_guesses(recipe: Recipe, *, assumed: bool) -> None:
     from sad_deploy.models.reference import Origin, origin_of
 
     origin = origin_of(recipe.model)
-    if origin is Origin.NAMED:
+    if origin is Origin.NAMED or recipe.from_bundle is not None:
         return
     if recipe.weights is None and origin is Origin.FACTORY:
         print_warning(f"no --weights: {recipe.model} is calibrated with the weights that it came with")

@@ -42,6 +42,13 @@ def test_training_batches_are_full_and_cover_an_epoch_before_they_repeat():
     assert batches[0:2] != batches[2:4], "every epoch is shuffled anew"
 
 
+def test_training_batches_from_the_middle_are_those_of_the_whole():
+    whole = batch_numbers(training_batches(numbered(10), batch_size=4, batches=5, seed=0))
+    for first in range(6):
+        rest = training_batches(numbered(10), batch_size=4, batches=5, seed=0, first=first)
+        assert batch_numbers(rest) == whole[first:]
+
+
 def test_training_batches_follow_the_seed():
     runs = [batch_numbers(training_batches(numbered(20), batch_size=4, batches=5, seed=s)) for s in (3, 3, 4)]
     assert runs[0] == runs[1] != runs[2]
