@@ -51,7 +51,7 @@ class Campaign:
         clean, non_finite = self._clean(key)
         left, rows = clean.copy(), []
         adversarial = self.images.pixels.copy()
-        pending = stages(subject, self.effort, threat.norm)
+        pending = stages(subject, self.effort)
         while pending:
             stage = pending.pop(0)
             before = clean if not stage.survivors else left

@@ -138,7 +138,7 @@ def evaluate(subjects: Mapping[str, Subject], images: Images, setting: Setting, 
         tuple(results),
         images,
         effort,
-        (*left_out(effort, setting.threats[0].norm), *notes),
+        (*left_out(effort), *notes),
         seconds,
         setting.seed,
     )
