@@ -81,25 +81,34 @@ class CalibrationData:
 
 
 def training_batches(
-    images: ImageSet, *, batch_size: int, batches: int, seed: int
+    images: ImageSet, *, batch_size: int, batches: int, seed: int, first: int = 0
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Exactly ``batches`` full batches: epochs reshuffled from the seed, each epoch's short rest dropped.
+
+    Args:
+        images: To take them from.
+        batch_size: Images in each.
+        batches: How many there are.
+        seed: Of the order.
+        first: How many of them to leave out at the beginning, as work that is taken up again does.
 
     Raises:
         UserError: There are fewer images than two batches.
     """
     check_enough(len(images), batch_size)
-    return _training_batches(images, batch_size, batches, np.random.default_rng(seed))
+    return _training_batches(images, batch_size, range(first, batches), np.random.default_rng(seed))
 
 
 def _training_batches(
-    images: ImageSet, batch_size: int, batches: int, rng: np.random.Generator
+    images: ImageSet, batch_size: int, batches: range, rng: np.random.Generator
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
     per_epoch = len(images) // batch_size
     order = np.arange(len(images))
-    for index in range(batches):
+    for index in range(batches.stop):
         if index % per_epoch == 0:
             order = rng.permutation(len(images))
+        if index not in batches:
+            continue
         start = index % per_epoch * batch_size
         yield images.batch(order[start : start + batch_size])
 

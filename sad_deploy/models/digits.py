@@ -16,7 +16,7 @@ STD = (0.3193,)
 
 
 def digits_state_dict(*, adversarial: bool = False) -> dict[str, Tensor]:
-    """Trained weights of :class:`DigitsResNet`, which ``examples/train_digits.py`` made.
+    """Trained weights of :class:`DigitsResNet`, which ``examples/train.py`` made.
 
     Args:
         adversarial: Those of adversarial training (PGD-7, L∞, ε = 0.1).
