@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,7 +22,7 @@ from .options import DEFAULT_BUNDLE, RESULT, AsJson, expanded
 
 if TYPE_CHECKING:
     from sad_deploy.evaluation.assembly import Assembled, Choices
-    from sad_deploy.evaluation.evaluate import Evaluation
+    from sad_deploy.evaluation.evaluate import Evaluation, Setting
     from sad_runtime.bundle import Bundle
 
 ATTACK = "Attack"
@@ -135,6 +137,15 @@ def evaluate(
         bool,
         typer.Option("--clean", help="No attack: accuracy, by class, confusions, calibration of confidence."),
     ] = False,
+    paper_table: Annotated[
+        str | None,
+        typer.Option(
+            metavar="1|2|3|4|5|s46",
+            help="The attacks of this table of the paper in place of all checks, beside its figures.",
+            show_default=False,
+            rich_help_panel=ATTACK,
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Attack the file that is shipped: worst case over all attacks, beside the undefended network.
@@ -154,6 +165,11 @@ def evaluate(
     if report is not None:
         Destination.of(report)
     folder = out or Path(f"{what}".rstrip("/") + ".evaluation")
+    if paper_table is not None:
+        _refuse_beside(
+            "--paper-table",
+            {"--clean": clean, "--report": report, "--save-images": save_images, "--matrix": options.matrix},
+        )
     if clean:
         return _clean(bare.opened(what), folder, options, as_json=as_json)
     with (
@@ -162,6 +178,8 @@ def evaluate(
     ):
         assembled = assemble(bare.opened(what), folder, options.choices(), notice=print_note)
         setting = Setting(threats, options.seed, budget, options.processes, progress, print_note)
+        if paper_table is not None:
+            return _paper(paper_table, assembled, setting, folder, as_json=as_json)
         evaluation = attack(assembled.subjects, assembled.data.images, setting, folder)
     if report is not None:
         draw(assembled, evaluation, report)
@@ -184,6 +202,30 @@ def _clean(bundle: Bundle, folder: Path, options: EvaluateOptions, *, as_json: b
     title = f"{model} · {len(data.images)} {data.split} images of {data.source}"
     for line in score_lines(title, found, classes):
         print_result(line)
+
+
+def _refuse_beside(option: str, others: Mapping[str, object]) -> None:
+    """Raises UserError if one of the others is given."""
+    given = [name for name, value in others.items() if value]
+    if given:
+        raise UserError(f"{option} does not go with {', '.join(given)}", hint="run them one after the other")
+
+
+def _paper(table: str, assembled: Assembled, setting: Setting, folder: Path, *, as_json: bool) -> None:
+    from sad_deploy.evaluation.paper import paper_table
+
+    from .paper_lines import paper_lines
+
+    found = paper_table(table, assembled.subjects, assembled.data.images, setting, folder)
+    recorded = {"model": assembled.model, "data": assembled.data.as_dict(), **found.as_dict()}
+    path = folder / f"paper-table-{table}.json"
+    path.write_text(json.dumps(recorded, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    if as_json:
+        print_json(recorded)
+    else:
+        for line in paper_lines(found, assembled.data, assembled.model):
+            print_result(line)
+    print_status(f"table: {path}")
 
 
 def _finish(

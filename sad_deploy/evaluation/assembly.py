@@ -116,6 +116,7 @@ def assemble(bundle: Bundle, folder: Path, choices: Choices, *, notice: Callable
             subjects[UNDEFENDED] = shop.undefended("undefended network", base, own, logits="plain_logits")
         else:
             subjects[UNDEFENDED] = shop.undefended("first pass alone", file, {}, logits="plain_logits")
+        subjects[UNDEFENDED] = _with_transfer(subjects[UNDEFENDED], shop, choices.transfer)
         if choices.matrix:
             subjects |= _others(bundle, shop, name)
         defence = dataclasses.asdict(manifest.defence)

@@ -55,13 +55,13 @@ class Campaign:
         clean, non_finite = self._clean(key)
         left, rows = clean.copy(), []
         adversarial = self.images.pixels.copy()
-        pending = stages(subject, self.effort, threat.norm)
+        pending = stages(subject, self.effort)
         while pending:
             stage = pending.pop(0)
             if not blind_on_all and not stage.source:
                 stage = dataclasses.replace(stage, survivors=True)
             before = clean if not stage.survivors else left
-            row, found = self._stage(key, stage, threat, before)
+            row, found = self.run_stage(key, stage, threat, before)
             for i, image in found.items():
                 if left[i]:
                     adversarial[i] = image
@@ -81,11 +81,18 @@ class Campaign:
 
     def broken_by(self, key: str, attack: Attack, threat: Threat, which: Array) -> Array:
         """(N,) which of some images one attack misclassifies."""
-        row, _ = self._stage(key, Stage("", "", "", (attack,)), threat, which)
+        row, _ = self.run_stage(key, Stage("", "", "", (attack,)), threat, which)
         return row.broken
 
-    def _stage(self, key: str, stage: Stage, threat: Threat, which: Array) -> tuple[Row, dict[int, Array]]:
-        """One row; of several attacks, each sees what the ones before it left."""
+    def run_stage(self, key: str, stage: Stage, threat: Threat, which: Array) -> tuple[Row, dict[int, Array]]:
+        """One row, and the adversarial images by index.
+
+        Args:
+            key: Of the subject.
+            stage: Its attacks; of several, each sees what the ones before it left.
+            threat: What is allowed.
+            which: (N,) the images that are attacked.
+        """
         n, left = len(self.images), which.copy()
         images: dict[int, Array] = {}
         counts, seconds = Counts(), 0.0

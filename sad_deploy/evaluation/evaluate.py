@@ -116,21 +116,10 @@ def evaluate(subjects: Mapping[str, Subject], images: Images, setting: Setting, 
     Raises:
         UserError: Labels out of range or out of step, or no image is classified as its label.
     """
-    some = sample(images.pixels, images.labels)
-    subjects = {key: without_twins(subject, *some) for key, subject in subjects.items()}
-    main = {key: subjects[key] for key in (DEFENDED, UNDEFENDED) if key in subjects}
-    measured = {key: Costs.measured(each, *some) for key, each in subjects.items()}
-    processes = setting.processes or available_cores()
-    bench = Bench(subjects, images, setting.seed)
-    place = folder / _fingerprint(subjects, images, setting)
-    place.mkdir(parents=True, exist_ok=True)
-    effort = _effort(place, main, measured, images, setting)
-    with contextlib.closing(Workers(bench, place, processes)) as workers:
-        total = expected_cost(main, measured, effort, setting.threats, len(images))
-        campaign = Campaign(workers, subjects, images, effort, measured, setting.progress, total)
-        _check_labels(campaign, images)
+    with prepared(subjects, images, setting, folder) as campaign:
         results = [_under(campaign, threat, setting) for threat in setting.threats]
-    results = _with_monotony(results)
+    results, effort = _with_monotony(results), campaign.effort
+    main = _main(campaign.subjects)
     notes = [note for subject in main.values() for note in subject.notes]
     if "transfer" not in main[next(iter(main))].sources:
         notes.append("transfer from another network: none given (--transfer)")
@@ -139,10 +128,45 @@ def evaluate(subjects: Mapping[str, Subject], images: Images, setting: Setting, 
         tuple(results),
         images,
         effort,
-        (*left_out(effort, setting.threats[0].norm), *notes),
+        (*left_out(effort), *notes),
         seconds,
         setting.seed,
     )
+
+
+@contextlib.contextmanager
+def prepared(
+    subjects: Mapping[str, Subject], images: Images, setting: Setting, folder: Path
+) -> Iterator[Campaign]:
+    """What attacks the subjects: costs measured, effort chosen, processes ready; labels are checked.
+
+    Args:
+        subjects: As for :func:`evaluate`.
+        images: Likewise.
+        setting: Likewise.
+        folder: Likewise.
+
+    Raises:
+        UserError: As :func:`evaluate`.
+    """
+    some = sample(images.pixels, images.labels)
+    subjects = {key: without_twins(subject, *some) for key, subject in subjects.items()}
+    main = _main(subjects)
+    measured = {key: Costs.measured(each, *some) for key, each in subjects.items()}
+    place = folder / _fingerprint(subjects, images, setting)
+    place.mkdir(parents=True, exist_ok=True)
+    effort = _effort(place, main, measured, images, setting)
+    bench = Bench(subjects, images, setting.seed)
+    with contextlib.closing(Workers(bench, place, setting.processes or available_cores())) as workers:
+        total = expected_cost(main, measured, effort, setting.threats, len(images))
+        campaign = Campaign(workers, subjects, images, effort, measured, setting.progress, total)
+        _check_labels(campaign, images)
+        yield campaign
+
+
+def _main(subjects: Mapping[str, Subject]) -> dict[str, Subject]:
+    """Those that the result is about."""
+    return {key: subjects[key] for key in (DEFENDED, UNDEFENDED) if key in subjects}
 
 
 def _effort(

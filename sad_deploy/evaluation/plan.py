@@ -13,18 +13,23 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from sad_runtime.choices import Norm
-
 from .oracles import Array, Counts
 from .subject import Subject
 from .threat import Threat
 from .work import Attack
 
-KNOWS = {"apgd": "weights", "pgd": "weights", "rays": "labels", "square": "scores"}
+KNOWS = {
+    "apgd": "weights",
+    "pgd": "weights",
+    "cw": "weights",
+    "rays": "labels",
+    "square": "scores",
+    "onepixel": "scores",
+    "zoo": "scores",
+}
 """What an attacker must see for an attack."""
 
 _ORDER = ("own", "plain", "base", "transfer", "constant", "exact")
-_LINF_ONLY = ("rays", "square")
 
 DOUBLED = "the strongest of these, survivors only"
 """Words for the way of :func:`doubled`."""
@@ -84,7 +89,7 @@ class Stage:
         return self.attacks[0].source
 
 
-def stages(subject: Subject, effort: Effort, norm: Norm) -> list[Stage]:
+def stages(subject: Subject, effort: Effort) -> list[Stage]:
     """The attacks on one subject."""
     keys = [key for key in _ORDER if key in subject.sources]
     found = [
@@ -96,13 +101,12 @@ def stages(subject: Subject, effort: Effort, norm: Norm) -> list[Stage]:
         )
         for key in keys
     ]
-    if norm is Norm.LINF:
-        blind = (("rays", "RayS", effort.rays), ("square", "Square", effort.square))
-        found += [
-            Stage(f"{subject.name}, {queries:,} queries", KNOWS[kind], name, (Attack(kind, queries=queries),))
-            for kind, name, queries in blind
-            if queries
-        ]
+    blind = (("rays", "RayS", effort.rays), ("square", "Square", effort.square))
+    found += [
+        Stage(f"{subject.name}, {queries:,} queries", KNOWS[kind], name, (Attack(kind, queries=queries),))
+        for kind, name, queries in blind
+        if queries
+    ]
     if effort.targets:
         margins = tuple(
             Attack("apgd", key, "margin", rank, effort.steps)
@@ -149,9 +153,15 @@ class Costs:
 
     def of(self, attack: Attack) -> float:
         """At most: of an image that resists."""
-        if attack.kind in _LINF_ONLY:
-            return attack.queries * self.victim
-        return (attack.steps + 1) * self.sources[attack.source] + 14 * self.victim
+        if KNOWS[attack.kind] != "weights":
+            queries = attack.queries or attack.samples * (attack.steps + 1)
+            return queries * self.victim
+        gradient = self.sources[attack.source]
+        if attack.kind == "pgd":
+            return attack.steps * (attack.samples * gradient + self.victim)
+        if attack.kind == "cw":
+            return attack.steps * 2 * gradient + self.victim
+        return (attack.steps + 1) * gradient + 14 * self.victim
 
 
 def _seconds(run: Callable[[], object]) -> float:
@@ -169,12 +179,15 @@ def expected_cost(
     images: int,
 ) -> float:
     """CPU seconds at most, if every image resists."""
-    return images * sum(
-        costs[key].of(attack)
-        for threat in threats
-        for key, subject in subjects.items()
-        for stage in with_doubled(stages(subject, effort, threat.norm))
-        for attack in stage.attacks
+    return (
+        images
+        * len(threats)
+        * sum(
+            costs[key].of(attack)
+            for key, subject in subjects.items()
+            for stage in with_doubled(stages(subject, effort))
+            for attack in stage.attacks
+        )
     )
 
 
@@ -202,7 +215,7 @@ def affordable(
     return chosen
 
 
-def left_out(effort: Effort, norm: Norm) -> list[str]:
+def left_out(effort: Effort) -> list[str]:
     """What an effort leaves out of the strongest, in words."""
     full, said = EFFORTS[0], []
     if effort.steps < full.steps:
@@ -210,9 +223,7 @@ def left_out(effort: Effort, norm: Norm) -> list[str]:
     if effort.targets < full.targets:
         said.append(f"only {effort.targets} of {full.targets} target classes (--budget)")
     for name, has, wants in (("RayS", effort.rays, full.rays), ("Square", effort.square, full.square)):
-        if norm is not Norm.LINF:
-            said.append(f"{name}: for L∞ alone")
-        elif has < wants:
+        if has < wants:
             said.append(
                 f"{name}: only {has} of {wants:,} queries (--budget)" if has else f"{name} (--budget)"
             )

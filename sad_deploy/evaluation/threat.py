@@ -102,6 +102,10 @@ class Threat:
         return (np.clip(levels, 0, 255) / 255).astype(np.float32)
 
 
+ANYWHERE = Threat(1.0)
+"""Every image: for attacks that make the distance small and keep within none."""
+
+
 def parse_epsilon(text: str) -> float:
     """ε from ``8/255`` or ``0.031``.
 

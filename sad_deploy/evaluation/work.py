@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from .attacks import Apgd, Pgd, Problem, RayS, Search, Square
+from .attacks import Apgd, CarliniWagner, OnePixel, Pgd, Problem, RayS, Search, Square, Zoo
 from .losses import Loss
 from .oracles import Array, Counts, FileVictim, GradientSource
 from .subject import Subject
@@ -35,12 +35,15 @@ class Attack:
     """One attack, in words that can be sent to another process.
 
     Attributes:
-        kind: ``apgd``, ``pgd``, ``rays`` or ``square``.
+        kind: ``apgd``, ``pgd``, ``cw``, ``rays``, ``square``, ``onepixel`` or ``zoo``.
         source: Which of the subject's sources gives gradients; empty for attacks without.
         loss: Name of the loss that is raised.
         rank: Of the target class.
-        steps: Of attacks with gradients.
+        steps: Of attacks with gradients; generations of ``onepixel``.
         queries: Of attacks without.
+        step_size: Of ``pgd``, in pixels; 0: its own choice.
+        samples: Gradients averaged a step of ``pgd``; population of ``onepixel``.
+        constant: c of ``cw``.
     """
 
     kind: str
@@ -49,11 +52,19 @@ class Attack:
     rank: int = 0
     steps: int = 100
     queries: int = 0
+    step_size: float = 0.0
+    samples: int = 1
+    constant: float = 0.0
 
     @property
     def key(self) -> str:
         """Names its results, and its random numbers."""
         parts = [self.kind, self.source, self.loss if self.source else "", str(self.rank or "")]
+        parts += [
+            f"a{self.step_size:.6g}" if self.step_size else "",
+            f"c{self.constant:.6g}" if self.constant else "",
+        ]
+        parts.append(f"s{self.samples}" if self.samples > 1 else "")
         return "-".join([part for part in parts if part] + [str(self.queries or self.steps)])
 
     def run(self, problem: Problem, source: GradientSource | None, *, direct: bool) -> Search:
@@ -62,9 +73,15 @@ class Attack:
             return RayS(self.queries).run(problem)
         if self.kind == "square":
             return Square(self.queries).run(problem)
+        if self.kind == "zoo":
+            return Zoo(self.queries).run(problem)
+        if self.kind == "onepixel":
+            return OnePixel(self.samples, self.steps).run(problem)
         assert source is not None
         if self.kind == "pgd":
-            return Pgd(source, steps=self.steps).run(problem)
+            return Pgd(source, self.steps, self.step_size or None, self.samples).run(problem)
+        if self.kind == "cw":
+            return CarliniWagner(source, self.constant, self.steps, direct=direct).run(problem)
         return Apgd(source, Loss(self.loss, self.rank), self.steps, direct).run(problem)
 
 

@@ -152,6 +152,9 @@ def test_what_a_classifier_says_of_itself_is_read_as_infer_reads_it(classifier: 
         (("--precision", "fp16"), "no fp16 graph"),
         (("--plain",), "--plain runs a classifier's ONNX file"),
         (("--resize", "20"), "--resize: only for a bare graph"),
+        (("--paper-table", "6", "--images", "4"), "the paper has no table '6'"),
+        (("--paper-table", "1", "--clean"), "--paper-table does not go with --clean"),
+        (("--paper-table", "1", "--epsilon", "0.1", "--epsilon", "0.2", "--images", "4"), "one ε"),
     ],
 )
 def test_what_is_wrong_is_said_in_a_line(
@@ -182,6 +185,18 @@ def test_accuracy_without_an_attack(digits_bundle: Path, class_folders: Path, tm
     assert list(found["networks"]) == ["defended", "first pass, recalibrated", "undefended"]
     assert found["networks"]["undefended"]["accuracy"]["percent"] == 100
     assert np.sum(found["networks"]["defended"]["confusion"]) == 24
+
+
+def test_a_table_of_the_paper_has_our_figures_beside_its_own(digits_bundle: Path, tmp_path: Path) -> None:
+    words = ["evaluate", str(digits_bundle), "--paper-table", "1", "--epsilon", "0.05", "--images", "6"]
+    words += ["--budget", "1s", "--processes", "1", "--out", str(tmp_path / "e")]
+    text = run_command(*words)
+    assert "52.61" in text and "worst case" in text and "upper bound" in text
+    found = json.loads(run_command(*words, "--json"))
+    assert json.loads((tmp_path / "e" / "paper-table-1.json").read_text()) == found
+    assert set(found["rows"]) == {"defended", "undefended"}
+    assert list(found["rows"]["defended"]["attacks"]) == ["WeakPGD", "StrongPGD", "C&W", "APGD"]
+    assert f"{found['rows']['undefended']['worst_case']['percent']:.1f}" in text
 
 
 def test_what_was_made_of_an_older_file_is_not_taken(digits_bundle: Path, tmp_path: Path) -> None:

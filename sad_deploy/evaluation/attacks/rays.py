@@ -3,6 +3,9 @@
 The best direction is refined by flipping the signs of blocks, halves of the image first, then halves of
 these. A flip is kept if the boundary is nearer along the new direction, which one query mostly refutes; where
 it does not, bisection finds the distance. An attacker who sees no more than the predicted class does this.
+
+In L2 the same directions are searched, and a point counts where its change is within ε. Along them every
+pixel moves, which is what L∞ allows; in L2 other attacks may go further.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ _TOLERANCE = 1e-3
 
 @dataclasses.dataclass(frozen=True)
 class RayS:
-    """For L∞ alone.
+    """For L∞ and L2.
 
     Attributes:
         queries: Most labels asked for an image.

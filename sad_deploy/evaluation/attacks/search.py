@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..losses import margin
-from ..threat import Threat
+from ..threat import Threat, lengths
 
 Array = np.ndarray[Any, Any]
 Victim = Callable[[Array], Array]
@@ -69,11 +69,38 @@ class Search:
         if not len(index):
             return np.empty(0)
         margins = margins_of(self.problem.victim(candidates), self.problem.labels[index])
-        fooled = margins <= 0
-        new = fooled & ~self.broken[index]
-        self.adversarial[index[new]] = candidates[new]
-        self.broken[index[new]] = True
+        new = np.flatnonzero((margins <= 0) & self._wanted(index, candidates))
+        self._keep(index[new], candidates[new])
         return margins
+
+    def _wanted(self, index: Array, candidates: Array) -> Array:
+        """Whether each candidate would be kept if it fooled the victim: the first one is."""
+        wanted: Array = ~self.broken[index]
+        return wanted
+
+    def _keep(self, index: Array, candidates: Array) -> None:
+        self.adversarial[index] = candidates
+        self.broken[index] = True
+
+
+class NearestSearch(Search):
+    """Goes on with images that are fooled, and keeps of each what fools it nearest to the original, in L2.
+
+    Candidates beyond the threat are shown to the victim, and not kept.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem)
+        self.distance = np.full(len(problem), np.inf)
+
+    def _wanted(self, index: Array, candidates: Array) -> Array:
+        origin = self.problem.images[index]
+        nearer = lengths(candidates - origin) < self.distance[index]
+        return nearer & self.problem.threat.allows(candidates, origin)
+
+    def _keep(self, index: Array, candidates: Array) -> None:
+        super()._keep(index, candidates)
+        self.distance[index] = lengths(candidates - self.problem.images[index])
 
 
 def margins_of(logits: Array, labels: Array) -> Array:
