@@ -35,7 +35,7 @@ from .models.stated import class_names_beside
 from .network_input import network_input
 from .probabilities import refuse_probabilities, trial_images
 from .recipe import BATCHES, DEFAULT_MODEL, EMBEDDED, Recipe
-from .saliency import logits_of
+from .saliency import differentiable, evaluating, logits_of
 
 _SAME = (
     "the data's class folders must be the classes the network was trained on; --classes FILE names them all "
@@ -313,13 +313,35 @@ def _classes(
 
 
 def _try_out(model: nn.Module, preprocessing: Preprocessing) -> int:
-    """K, from the logits of a batch of zeros."""
+    """K, from the logits of a batch of noise, which must be the same twice and have a gradient.
+
+    Raises:
+        UserError: The network does not run on such images, or cannot be defended.
+    """
+    name = type(model).__name__
+    noise = torch.rand(2, *preprocessing.shape, generator=torch.Generator().manual_seed(0))
     try:
-        with torch.no_grad():
-            logits = logits_of(model, torch.zeros(2, *preprocessing.shape))
-    except RuntimeError as error:
+        with evaluating(model), differentiable(noise) as x:
+            logits = logits_of(model, x)
+            again = logits_of(model, x)
+            reaches = logits.requires_grad and torch.autograd.grad(logits.sum(), x, allow_unused=True)[0]
+    except UserError:
+        raise
+    except Exception as error:  # whatever a network of the user's own raises
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise UserError(
-            f"{type(model).__name__} does not accept images of {preprocessing.shape}: {str(error)[:160]}",
+            f"{name} does not accept images of {preprocessing.shape}: {reason}",
             hint="--image-size sets the size; --mean with one value a channel sets the channels of a factory",
         ) from error
+    if not torch.equal(logits, again):
+        raise UserError(
+            f"{name} gives other logits each time that it sees an image, in eval mode too: it draws random "
+            "numbers, and a graph has no saliency of these",
+            hint="leave the noise to the training",
+        )
+    if reaches is None or reaches is False:
+        raise UserError(
+            f"no gradient of {name}'s logits reaches the image, so there is no saliency",
+            hint="look for torch.no_grad, detach and numpy in its forward",
+        )
     return logits.shape[1]

@@ -169,14 +169,14 @@ class OverlayWriter:
         self,
         name: str | os.PathLike[str],
         image: npt.NDArray[np.float32],
-        saliency: npt.NDArray[np.float32],
+        saliency: npt.NDArray[np.float32] | None,
     ) -> Path:
         """Render and write one overlay, whole or not at all.
 
         Args:
             name: The image as the user would write it: a path, or a path inside an archive.
             image: See :func:`render`.
-            saliency: See :func:`render`.
+            saliency: See :func:`render`; a run without refuses overlays.
 
         Returns:
             The file written.
@@ -184,6 +184,7 @@ class OverlayWriter:
         Raises:
             UserError: It cannot be written.
         """
+        assert saliency is not None
         target = self.path(name)
         with written_whole(target, option="--saliency") as draft:
             rendered = render(image, saliency, self.intensity)

@@ -61,17 +61,17 @@ class Model(Protocol):
 
 
 class Pictures(Protocol):
-    """Takes what is needed to draw an image's saliency; called from several threads."""
+    """Takes what is needed to draw an image and its saliency; called from several threads."""
 
     def write(
-        self, name: str, image: npt.NDArray[np.float32], saliency: npt.NDArray[np.float32]
+        self, name: str, image: npt.NDArray[np.float32], saliency: npt.NDArray[np.float32] | None
     ) -> Path | None:
         """Draw or keep one image.
 
         Args:
             name: The item's name.
             image: (C, H, W) in [0, 1]: what the graph was given.
-            saliency: (C, H, W), S; finite.
+            saliency: (C, H, W), S; finite. None of a classifier without a defence.
 
         Returns:
             The picture's file, if it is to be named in the image's row.
@@ -94,7 +94,7 @@ class Options:
         saliency_stats: Whether rows hold the size of the saliency.
         fast_decode: Whether JPEG is decoded at a lower resolution where that suffices; pixels
             differ a little.
-        pictures: What draws the saliency.
+        pictures: What draws images and their saliency.
     """
 
     batch_size: int = 32
@@ -275,12 +275,14 @@ class Pipeline:
             logits=self._options.logits,
             statistics=self._options.saliency_stats,
         )
-        drawn = {}
+        drawn, saliency = {}, prediction.saliency
         for n, (i, row) in enumerate(zip(good, classified, strict=True)):
             rows[i] = row
-            if row.error is None and prediction.saliency is not None:
+            if row.error is None:
                 drawn[i] = [
-                    self._pool.submit(pictures.write, row.path, images[n], prediction.saliency[n])
+                    self._pool.submit(
+                        pictures.write, row.path, images[n], None if saliency is None else saliency[n]
+                    )
                     for pictures in self._options.pictures
                 ]
         return _Classified(rows, drawn)
@@ -291,7 +293,8 @@ class Pipeline:
         outputs = [LOGITS]
         if PLAIN_LOGITS in self._classifier.backend.output_names:
             outputs.append(PLAIN_LOGITS)
-        if self._options.saliency_stats or self._options.pictures:
+        drawn = self._options.pictures and SALIENCY in self._classifier.backend.output_names
+        if self._options.saliency_stats or drawn:
             outputs.append(SALIENCY)
         return tuple(outputs)
 

@@ -193,6 +193,8 @@ class JournaledRun:
                 open_sources(names, exclude=written, shard=options.shard, zip_encoding=options.zip_encoding)
             )
             opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+            if opened.plain is not None:
+                _refuse_saliency(options)
             self.scores: RunScores | None = None
             if options.labels is not None:
                 classes = opened.manifest.classes
@@ -295,6 +297,7 @@ class JournaledRun:
                 processed=self.summary.done,
                 robust=robustness(self.classifier.bundle),
                 scores=self.scores,
+                is_defended=self.classifier.bundle.plain is None,
             )
         self._output.publish(self._columns())
         return self.summary
@@ -344,6 +347,20 @@ def _written(out: str, options: RunOptions) -> list[str | Path]:
     return [
         path for option, path in places.items() if path is not None and (option, out) != ("--out", STDOUT)
     ]
+
+
+def _refuse_saliency(options: RunOptions) -> None:
+    """Refuse what is drawn or counted of the saliency, for a classifier that has none.
+
+    Raises:
+        UserError: It was asked for.
+    """
+    asked = {"--saliency": options.saliency is not None, "--saliency-stats": options.saliency_stats}
+    if given := [option for option, is_given in asked.items() if is_given]:
+        raise UserError(
+            f"--plain runs a classifier without saliency, which {' and '.join(given)} shows",
+            hint="sad-deploy defend writes a graph that has it",
+        )
 
 
 def _text(path: Path) -> str:

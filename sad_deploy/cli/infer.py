@@ -49,8 +49,6 @@ def infer(
 ) -> None:
     """Classify images with the defence, one row each. A bad image is an error row and exit code 3."""
     options = choices.options()
-    if bare.plain:
-        choices.refuse_saliency()
     if source[0].endswith(".onnx"):
         bundle, *source = Path(source[0]), *source[1:]
         if not source:

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sad_runtime.choices import BackendChoice
-from sad_runtime.errors import UserError
 from sad_runtime.result_format import ResultFormat
 
-from .options import RESULT, option_names
+from .options import RESULT
 
 if TYPE_CHECKING:
     from sad_runtime.run import RunOptions
@@ -200,23 +199,6 @@ class RunChoices:
         str | None,
         typer.Option(metavar="I/N", help="Take the I-th of N equal parts.", rich_help_panel=_RUNNING),
     ] = None
-
-    def refuse_saliency(self) -> None:
-        """Refuse what is drawn or counted of the saliency, for a graph that has none.
-
-        Raises:
-            UserError: It was asked for.
-        """
-        of_saliency = {
-            "saliency": self.saliency is not None,
-            "saliency_stats": self.saliency_stats,
-            "report": self.report is not None,
-        }
-        if given := option_names(of_saliency):
-            raise UserError(
-                f"--plain runs a classifier without saliency, which {' and '.join(given)} shows",
-                hint="sad-deploy defend writes a graph that has it",
-            )
 
     def options(self) -> RunOptions:
         """For the runtime.

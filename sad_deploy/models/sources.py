@@ -65,7 +65,7 @@ def training_only_prefixes(name: str) -> tuple[str, ...]:
 
 
 def build_model(name: str, num_classes: int) -> nn.Module:
-    """Build a network in eval mode with its own initial weights.
+    """Build a network in eval mode with its own initial weights, in float32.
 
     Args:
         name: See the module.
@@ -79,7 +79,7 @@ def build_model(name: str, num_classes: int) -> nn.Module:
     """
     check_model_name(name)
     if is_foreign(name):
-        return thawed(_foreign(reference(name), num_classes)).eval()
+        return thawed(_foreign(reference(name), num_classes)).float().eval()
     if name in _OWN:
         return _OWN[name](num_classes).eval()
     options, _ = _TRAINING_ONLY.get(name, ({}, ()))

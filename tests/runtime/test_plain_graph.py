@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +110,21 @@ def test_rows_have_its_answer_and_no_word_of_a_defence(
     assert "gets pixels in [0, 1]: give --mean and --std" in capfd.readouterr().err
 
 
+def test_its_report_shows_the_images_alone(
+    forward: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page, out = tmp_path / "report.html", tmp_path / "rows.jsonl"
+    rows_of(monkeypatch, forward, "--plain", photos, "--report", page, "--out", out)
+    text = page.read_text(encoding="utf-8")
+    assert "none: a plain classifier" in text
+    assert 'data-captions="[&quot;image&quot;]"' in text
+    assert "its saliency" not in text
+    assert "Hybridization" not in text
+    pictures = json.loads(re.search(r'id="pictures">(.*?)</script>', text, re.S)[1])  # type: ignore[index]
+    sizes = {Image.open(io.BytesIO(base64.b64decode(each))).size for each in pictures}
+    assert (len(pictures), sizes) == (5, {(12, 12)})
+
+
 def test_classes_are_those_that_the_exporter_wrote(
     forward: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -161,7 +179,7 @@ def test_what_a_gradient_graph_says_of_its_images_is_taken(forward: Path, tmp_pa
     ("words", "message"),
     [
         ("{forward} --plain {photos} --saliency-stats", "--plain runs a classifier without saliency"),
-        ("{forward} --plain {photos} --report r.html", "--plain runs a classifier without saliency"),
+        ("{forward} --plain {photos} --saliency maps", "--plain runs a classifier without saliency"),
         ("{forward} --plain {photos} --mean 1,2,3", "--mean and --std come together"),
         ("{forward} --plain {photos} --mean 1,2 --std 1,2", "need 3 numbers each"),
         ("{photos} --plain", "--plain runs a classifier's ONNX file, and sad-model is none"),

@@ -23,6 +23,17 @@ def net(num_classes, channels=3):
 def four(): return net(4)
 def grey(num_classes): return net(num_classes, 1)
 def plain(num_classes): return nn.Sequential(nn.Flatten(), nn.LazyLinear(num_classes))
+class Before(nn.Module):
+    def __init__(self, change, num_classes):
+        super().__init__()
+        self.change, self.net = change, net(num_classes)
+    def forward(self, x): return self.net(self.change(x))
+def noisy(num_classes): return Before(lambda x: x + 0.3 * torch.rand_like(x), num_classes)
+def cut(num_classes): return Before(torch.Tensor.detach, num_classes)
+def through_numpy(num_classes): return Before(lambda x: torch.from_numpy(x.detach().numpy()), num_classes)
+def unfinished(num_classes): return Before(lambda x: x.wdith, num_classes)
+def half(): return net(4).half()
+def double(): return net(4).double()
 """
 
 
@@ -166,6 +177,10 @@ def test_published_weights_bring_classes_and_preprocessing(folder, monkeypatch):
         ({"model": "prepared_networks:four", "data": "labelled"}, "4 logits, but labelled has 3 classes"),
         ({"model": "prepared_networks:net", "data": "flat"}, "does not tell the number"),
         ({"model": "prepared_networks:grey", "data": "labelled"}, "does not accept images"),
+        ({"model": "prepared_networks:noisy", "data": "labelled"}, "other logits each time"),
+        ({"model": "prepared_networks:cut", "data": "labelled"}, "no gradient of Before's logits"),
+        ({"model": "prepared_networks:through_numpy", "data": "labelled"}, "no gradient of Before's logits"),
+        ({"model": "prepared_networks:unfinished", "data": "labelled"}, "has no attribute 'wdith'"),
         ({"model": "prepared_networks:plain", "data": "labelled", "image_size": 8}, "no BatchNorm"),
         ({"data": "labelled"}, "10 classes, the model 3"),
         ({"image_size": 32}, "images of 16×16"),
@@ -178,6 +193,12 @@ def test_published_weights_bring_classes_and_preprocessing(folder, monkeypatch):
 def test_what_cannot_be_used_is_refused(options, message):
     with pytest.raises(UserError, match=message):
         ready(**options)
+
+
+@pytest.mark.parametrize("kind", ["half", "double"])
+def test_a_network_in_another_precision_is_calibrated_in_float32(kind):
+    made = ready(model=f"prepared_networks:{kind}", data="flat")
+    assert {each.dtype for each in made.model.parameters()} == {torch.float32}
 
 
 def test_a_wrong_class_count_in_the_weights_is_said_plainly(folder):

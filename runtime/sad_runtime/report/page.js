@@ -98,12 +98,15 @@
   }
 
   function strip(row) {
-    const { formula, height, width } = list.dataset;
+    const { height, width } = list.dataset;
+    const captions = JSON.parse(list.dataset.captions);
     const source = "data:image/webp;base64," + pictures[pictureOf.get(row)];
     const box = element("div", { className: "strip" });
     if (Math.max(height, width) < 64) box.classList.add("small");
-    const alternatives = [`Image, saliency and ${formula} of ${path(row)}`, "", ""];
-    for (const alt of alternatives) {
+    if (captions.length === 1) box.classList.add("single");
+    const shown = captions.length === 1 ? "Image" : `Image, saliency and ${captions[2]}`;
+    for (const i of captions.keys()) {
+      const alt = i === 0 ? `${shown} of ${path(row)}` : "";
       const image = element("img", { src: source, alt, decoding: "async" });
       image.style.aspectRatio = `${width} / ${height}`;
       image.style.height = "auto";

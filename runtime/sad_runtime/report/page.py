@@ -9,6 +9,7 @@ import base64
 import datetime
 import functools
 import hashlib
+import json
 import re
 from collections.abc import Callable
 from importlib import resources
@@ -23,7 +24,7 @@ from .summary import (
     Run,
     bars_of_classes,
     bars_of_confidence,
-    defended_formula,
+    captions,
     error_groups,
     facts,
     figures,
@@ -67,7 +68,8 @@ def write_page(
         "style": style,
         "script": script,
         "model": in_html(manifest.model.name),
-        "formula": in_html(defended_formula(manifest)),
+        "legend": "".join(f"<span>{in_html(each)}</span>" for each in captions(manifest, run)),
+        "captions": in_html(json.dumps(captions(manifest, run), ensure_ascii=False)),
         "figures": figures(counts, run),
         "facts": facts(manifest, run, fingerprint, date),
         "classes": bars_of_classes(counts, manifest.classes),
@@ -75,7 +77,7 @@ def write_page(
         "accuracy": accuracy(run.scores),
         "errors": error_groups(counts),
         "kept": what_is_kept(counts, listing),
-        "reading": how_to_read(manifest),
+        "reading": how_to_read(manifest, run),
         "height": str(height),
         "width": str(width),
         "rows": lambda: listing.write(file, manifest.classes),

@@ -1,4 +1,4 @@
-"""The pictures of one row: image, saliency and x + ηS, side by side in one small WebP."""
+"""The pictures of one row: image, saliency and x + ηS, side by side in one small WebP; or the image alone."""
 
 from __future__ import annotations
 
@@ -26,20 +26,24 @@ def tile_size(height: int, width: int) -> tuple[int, int]:
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
-def strip(image: npt.NDArray[np.float32], saliency: npt.NDArray[np.float32], manifest: Manifest) -> bytes:
+def strip(
+    image: npt.NDArray[np.float32], saliency: npt.NDArray[np.float32] | None, manifest: Manifest
+) -> bytes:
     """Image, saliency overlay and x + ηS from left to right.
 
     Args:
         image: (C, H, W) in [0, 1]: what the graph was given.
-        saliency: (C, H, W), S.
+        saliency: (C, H, W), S; None without a defence, where the image stands alone.
         manifest: Says how S is added.
 
     Returns:
         WebP; each of the three as large as :func:`tile_size` says. x + ηS is shown clipped to [0, 1].
     """
     height, width = tile_size(*image.shape[1:])
-    parts = (picture(image), overlay(image, saliency), picture(defended_image(image, saliency, manifest)))
-    joined = Image.new("RGB", (3 * width, height))
+    parts = [picture(image)]
+    if saliency is not None:
+        parts += [overlay(image, saliency), picture(defended_image(image, saliency, manifest))]
+    joined = Image.new("RGB", (len(parts) * width, height))
     for i, part in enumerate(parts):
         if part.size != (width, height):
             part = part.resize((width, height), Image.Resampling.BOX)

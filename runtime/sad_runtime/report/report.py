@@ -65,13 +65,15 @@ class Report:
             resume=resume,
         )
 
-    def write(self, name: str, image: npt.NDArray[np.float32], saliency: npt.NDArray[np.float32]) -> None:
+    def write(
+        self, name: str, image: npt.NDArray[np.float32], saliency: npt.NDArray[np.float32] | None
+    ) -> None:
         """Offer one image's pictures, drawn only if they are kept. May be called from several threads.
 
         Args:
             name: The image, as its row's ``path`` has it.
             image: (C, H, W) float32 in [0, 1]: what the graph was given.
-            saliency: (C, H, W), S.
+            saliency: (C, H, W), S; None of a classifier without a defence.
 
         Raises:
             UserError: The pictures cannot be written.
@@ -88,6 +90,7 @@ class Report:
         processed: int | None = None,
         robust: Sequence[str] = (NOT_EVALUATED,),
         scores: RunScores | None = None,
+        is_defended: bool = True,
     ) -> Path:
         """Write the page, whole or not at all, and remove the pictures beside it.
 
@@ -101,6 +104,7 @@ class Report:
             processed: Images that took those seconds, where earlier ones were resumed; by default all.
             robust: See :class:`~.summary.Run`.
             scores: How right the answers are, where labels are known.
+            is_defended: Whether there is a defence; of a plain classifier there is an image and its answer.
 
         Returns:
             The page.
@@ -117,7 +121,8 @@ class Report:
             limit=LISTED_ROWS,
             labels=None if scores is None else scores.labels,
         )
-        run = Run(backend, seconds, counts.images if processed is None else processed, robust, scores)
+        done = counts.images if processed is None else processed
+        run = Run(backend, seconds, done, robust, scores, is_defended)
         with (
             written_whole(self.path, option="--report") as draft,
             draft.open("w", encoding="utf-8", newline="\n") as file,

@@ -43,6 +43,7 @@ class Run:
         processed: Images that took that time.
         robust: What an evaluation of the bundle found, a sentence for each ε.
         scores: How right the answers are, where labels are known.
+        is_defended: Whether there is a defence.
     """
 
     backend: str
@@ -50,6 +51,7 @@ class Run:
     processed: int
     robust: Sequence[str] = (NOT_EVALUATED,)
     scores: RunScores | None = None
+    is_defended: bool = True
 
     @property
     def rate(self) -> float:
@@ -57,9 +59,11 @@ class Run:
         return self.processed / self.seconds if self.seconds > 0 else 0.0
 
 
-def defended_formula(manifest: Manifest) -> str:
-    """What the third picture shows, in a few characters: ``x + ηS``."""
-    return f"x + {_ADDED[manifest.defence.normalization]}"
+def captions(manifest: Manifest, run: Run) -> tuple[str, ...]:
+    """What the pictures show, in a few characters: of the third ``x + ηS``."""
+    if not run.is_defended:
+        return ("image",)
+    return "image", "saliency", f"x + {_ADDED[manifest.defence.normalization]}"
 
 
 def figures(counts: Tally, run: Run) -> str:
@@ -81,13 +85,17 @@ def figures(counts: Tally, run: Run) -> str:
 def facts(manifest: Manifest, run: Run, fingerprint: str, date: str) -> str:
     """What ran: the bundle and the defence."""
     defence, (channels, height, width) = manifest.defence, manifest.preprocessing.shape
-    rows = {
-        "Model": manifest.model.name,
-        "Bundle": f"{fingerprint}, written by {manifest.created_by or 'an unknown program'}",
-        "Hybridization ratio η": f"{defence.eta:g}",
-        "Normalisation of S": _NORMALIZATIONS[defence.normalization],
-        "Clip of x + ηS": "to the pixel range" if defence.clip else "none",
-        "Robust accuracy": "; ".join(run.robust),
+    rows = {"Model": manifest.model.name, "Defence": "none: a plain classifier"}
+    if run.is_defended:
+        rows = {
+            "Model": manifest.model.name,
+            "Bundle": f"{fingerprint}, written by {manifest.created_by or 'an unknown program'}",
+            "Hybridization ratio η": f"{defence.eta:g}",
+            "Normalisation of S": _NORMALIZATIONS[defence.normalization],
+            "Clip of x + ηS": "to the pixel range" if defence.clip else "none",
+            "Robust accuracy": "; ".join(run.robust),
+        }
+    rows |= {
         "Input": f"{channels}×{height}×{width}",
         "Backend": run.backend,
         "Date": date,
@@ -170,14 +178,20 @@ def what_is_kept(counts: Tally, listing: Listing) -> str:
     return f"<p class=kept>{' '.join(texts)}</p>" if texts else ""
 
 
-def how_to_read(manifest: Manifest) -> str:
+def how_to_read(manifest: Manifest, run: Run) -> str:
     """What the pictures and the confidence are."""
+    confidence = "It is not the probability of being right.</p>"
+    if not run.is_defended:
+        return (
+            "<p>Pictures are the images as the network got them.</p>\n"
+            f"<p>Confidence is the softmax of the logits. {confidence}"
+        )
     clipped = "" if manifest.defence.clip else "; values that leave the range of pixels show as its ends"
     return (
         "<p>Pictures, from left to right: the image as the network got it; the magnitude of its saliency S "
         "laid over it, from dark to bright on each image’s own scale; and what the second pass saw, "
-        f"{defended_formula(manifest)}{clipped}.</p>\n"
-        "<p>Confidence is the softmax of the defended logits. It is not the probability of being right.</p>"
+        f"{captions(manifest, run)[-1]}{clipped}.</p>\n"
+        f"<p>Confidence is the softmax of the defended logits. {confidence}"
     )
 
 
