@@ -14,7 +14,7 @@ import typer
 from sad_runtime.choices import BackendChoice, Norm
 from sad_runtime.errors import UserError
 from sad_runtime.extras import require
-from sad_runtime.files import Destination
+from sad_runtime.files import Destination, written_whole
 
 from .bare_options import BareChoices
 from .console import interruptible, print_json, print_note, print_result, print_status, print_warning
@@ -163,14 +163,13 @@ def evaluate(
     from .progress import share_progress
 
     if report is not None:
-        Destination.of(report)
+        Destination.of(report, option="--report")
     folder = out or Path(f"{what}".rstrip("/") + ".evaluation")
+    pages = {"--report": report, "--save-images": save_images, "--matrix": options.matrix}
     if paper_table is not None:
-        _refuse_beside(
-            "--paper-table",
-            {"--clean": clean, "--report": report, "--save-images": save_images, "--matrix": options.matrix},
-        )
+        _refuse_beside("--paper-table", {"--clean": clean, **pages})
     if clean:
+        _refuse_beside("--clean", pages)
         return _clean(bare.opened(what), folder, options, as_json=as_json)
     with (
         interruptible(f"what is done is kept in {folder}; the same command goes on"),
@@ -219,7 +218,8 @@ def _paper(table: str, assembled: Assembled, setting: Setting, folder: Path, *, 
     found = paper_table(table, assembled.subjects, assembled.data.images, setting, folder)
     recorded = {"model": assembled.model, "data": assembled.data.as_dict(), **found.as_dict()}
     path = folder / f"paper-table-{table}.json"
-    path.write_text(json.dumps(recorded, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    with written_whole(path) as draft:
+        draft.write_text(json.dumps(recorded, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     if as_json:
         print_json(recorded)
     else:

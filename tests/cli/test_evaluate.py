@@ -154,6 +154,8 @@ def test_what_a_classifier_says_of_itself_is_read_as_infer_reads_it(classifier: 
         (("--resize", "20"), "--resize: only for a bare graph"),
         (("--paper-table", "6", "--images", "4"), "the paper has no table '6'"),
         (("--paper-table", "1", "--clean"), "--paper-table does not go with --clean"),
+        (("--clean", "--report", "page.html"), "--clean does not go with --report"),
+        (("--report", "docs"), "docs is a folder; --report names a file"),
         (("--paper-table", "1", "--epsilon", "0.1", "--epsilon", "0.2", "--images", "4"), "one ε"),
     ],
 )
