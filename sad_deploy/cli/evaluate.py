@@ -187,13 +187,15 @@ def evaluate(
 
 def _clean(bundle: Bundle, folder: Path, options: EvaluateOptions, *, as_json: bool) -> None:
     from sad_deploy.evaluation.assembly import unattacked
-    from sad_runtime.labelled import Scores
+    from sad_runtime.labelled import Scores, out_of_step
 
     from .score_lines import score_lines
 
     data, answers = unattacked(bundle, folder, options.choices(), notice=print_note)
     model, classes = bundle.manifest.model.name, bundle.manifest.classes
     found = {name: Scores.of_logits(logits, data.images.labels) for name, logits in answers.items()}
+    if problem := out_of_step(next(iter(found.values())).accuracy, len(classes)):
+        raise UserError(problem[0], hint=problem[1])
     if as_json:
         networks = {name: each.as_dict(classes) for name, each in found.items()}
         print_json({"model": model, "data": data.as_dict(), "classes": list(classes), "networks": networks})

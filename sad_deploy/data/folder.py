@@ -117,16 +117,6 @@ class FolderSource:
             self.name, self.classes, for_calibration, for_held_out, skipped=tuple(reader.skipped)
         )
 
-    def sample(
-        self, preprocessing: Preprocessing, count: int, seed: int, decoded: Decoded | None = None
-    ) -> tuple[ImageSet, tuple[str, ...], tuple[str, ...]]:
-        """Images at random, whatever they were used for; names of their files, and what was skipped."""
-        order = np.random.default_rng(seed).permutation(len(self.paths))
-        reader = _Reader(self, preprocessing, min(count, len(order)), decoded)
-        with ThreadPoolExecutor(_DECODE_THREADS) as pool:
-            images = reader.read(pool, order, count)
-        return images, tuple(str(self.paths[i]) for i in reader.kept), tuple(reader.skipped)
-
 
 class _Reader:
     """Reads files until there are enough good images, so that a broken one costs no batch."""
@@ -140,7 +130,6 @@ class _Reader:
         self.decoded = decoded
         self.done = 0
         self.skipped: list[str] = []
-        self.kept: list[int] = []
 
     def read(self, pool: ThreadPoolExecutor, candidates: npt.NDArray[np.intp], limit: int) -> ImageSet:
         pixels: list[npt.NDArray[np.uint8]] = []
@@ -158,7 +147,6 @@ class _Reader:
                 self.done += 1
                 if self.decoded is not None:
                     self.decoded(self.done, self.wanted)
-        self.kept += kept
         images = np.stack(pixels) if pixels else np.empty((0, *self.preprocessing.shape), dtype=np.uint8)
         return ImageSet(images, None if self.source.classes is None else self.source.labels[kept])
 

@@ -14,6 +14,7 @@ from PIL import Image
 
 from sad_deploy.data.digits import digits_splits
 from sad_runtime.bundle import Bundle
+from sad_runtime.errors import UserError
 from tests.support.command_line import exit_code, run_command
 from tests.support.models import forward_onnx, small_cnn
 
@@ -199,6 +200,16 @@ def test_a_table_of_the_paper_has_our_figures_beside_its_own(digits_bundle: Path
     assert set(found["rows"]) == {"defended", "undefended"}
     assert list(found["rows"]["defended"]["attacks"]) == ["WeakPGD", "StrongPGD", "C&W", "APGD"]
     assert f"{found['rows']['undefended']['worst_case']['percent']:.1f}" in text
+
+
+def test_accuracy_at_chance_is_an_alarm(digits_bundle: Path, class_folders: Path, tmp_path: Path) -> None:
+    shifted = tmp_path / "labels.csv"
+    paths = sorted(class_folders.rglob("*.png"))
+    shifted.write_text("".join(f"{path},{(int(path.parent.name) + 1) % 10}\n" for path in paths))
+    with pytest.raises(UserError, match="is classified as its label"):
+        run_command(
+            "evaluate", str(digits_bundle), "--clean", "--data", str(shifted), "--out", str(tmp_path / "e")
+        )
 
 
 def test_what_was_made_of_an_older_file_is_not_taken(digits_bundle: Path, tmp_path: Path) -> None:
