@@ -57,7 +57,7 @@ COMMANDS = {
         _MAKE,
         (
             "sad-deploy tradeoff --test-epsilon 0.05 --plot tradeoff.png",
-            "sad-deploy tradeoff --from photo-model --data photos/train --val-data photos/val",
+            "sad-deploy tradeoff --from photo-model --data photos/train --val-data val/",
         ),
     ),
     "export": CommandInfo(
