@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 
 help:
 	@echo "make demo       install, calibrate, export and infer on the embedded digits"
-	@echo "make demo-at    the same of an adversarially trained network, and attacks on it, worst case first"
+	@echo "make demo-at    train a network adversarially, the same of it, and attacks on it, worst case first"
 	@echo "make test       install what the tests need, run them all"
 	@echo "make check      lint, types, import contracts and tests: what CI runs"
 	@echo "make format     format the code"
@@ -77,4 +77,4 @@ gpu:
 
 clean:
 	rm -rf $(VENV) sad-model predictions.jsonl predictions.jsonl.run.json report.html images overlays \
-		sad-model.evaluation at-model at-model.evaluation at-predictions.jsonl at-predictions.jsonl.run.json robustness.html
+		sad-model.evaluation at-weights.safetensors at-model at-model.evaluation at-predictions.jsonl at-predictions.jsonl.run.json robustness.html

@@ -107,7 +107,7 @@ def run(recipe: Recipe, preparation: Preparation, report: Report) -> Outcome:
     own_test = data.test is not None
     if recipe.eta is None:
         data = data.with_test(LEAST_TEST_IMAGES, recipe.seed)
-    _check_labels(preparation, data, report)
+    check_labels(preparation, data, report)
     start = time.monotonic()
     choice = _chosen(recipe, preparation, data, report) if recipe.eta is None else None
     calibration = choice.calibration if choice else _given(recipe, preparation, data, report)
@@ -136,9 +136,9 @@ def _chosen(recipe: Recipe, preparation: Preparation, data: CalibrationData, rep
 
     return choose_eta(
         preparation.model,
-        _batches(recipe, preparation, data),
+        batches_of(recipe, preparation, data),
         _Evaluation(data.held_out),
-        _settings(recipe, preparation),
+        settings_of(recipe, preparation),
         grid=recipe.eta_grid,
         max_drop=recipe.max_drop,
         allow_drop=recipe.allow_drop,
@@ -153,20 +153,22 @@ def _given(recipe: Recipe, preparation: Preparation, data: CalibrationData, repo
     def done(count: int) -> None:
         report("calibrating", count, preparation.batches)
 
-    batches, settings = _batches(recipe, preparation, data), _settings(recipe, preparation)
+    batches, settings = batches_of(recipe, preparation, data), settings_of(recipe, preparation)
     sweep = calibrate_each(preparation.model, batches, (recipe.eta,), settings, progress=done)
     return sweep.calibration(recipe.eta)
 
 
-def _batches(
+def batches_of(
     recipe: Recipe, preparation: Preparation, data: CalibrationData
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """What is calibrated on."""
     return training_batches(
         data.calibration, batch_size=recipe.batch_size, batches=preparation.batches, seed=recipe.seed
     )
 
 
-def _settings(recipe: Recipe, preparation: Preparation) -> CalibrationSettings:
+def settings_of(recipe: Recipe, preparation: Preparation) -> CalibrationSettings:
+    """What decides a calibration, but for η."""
     return CalibrationSettings(
         normalization=recipe.normalization,
         clip=preparation.input_space.pixel_range if recipe.clip else None,
@@ -202,7 +204,7 @@ def _measured(
     return before, after, sum(moved) / len(moved)
 
 
-def _check_labels(preparation: Preparation, data: CalibrationData, report: Report) -> None:
+def check_labels(preparation: Preparation, data: CalibrationData, report: Report) -> None:
     """See :mod:`.label_order`; on some of the images, before the long work."""
     model = preparation.model
     device = next(model.parameters()).device

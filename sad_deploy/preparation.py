@@ -83,6 +83,11 @@ def prepare(recipe: Recipe) -> Preparation:
     device = _device(recipe.device)
     if recipe.from_bundle is not None:
         return _from_bundle(recipe, Bundle.open(recipe.from_bundle), device)
+    return _by_name(recipe, device)
+
+
+def _by_name(recipe: Recipe, device: torch.device) -> Preparation:
+    """Φ0 as ``--model`` and ``--weights`` say it."""
     check_model_name(recipe.model)
     given = read_class_names(Path(recipe.classes).expanduser()) if recipe.classes else None
     data = find_data(recipe.data, classes=given)

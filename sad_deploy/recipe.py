@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,6 +40,27 @@ _BROUGHT = (
     *("image_size", "resize", "crop_pct", "interpolation", "mean", "std", "exif_orientation"),
 )
 """Options about what a bundle says itself."""
+
+
+class Update(enum.StrEnum):
+    """On what BatchNorm statistics are computed.
+
+    ``salient``: adversarial images with saliency added, Algorithm 1. ``adversarial``: without it (section 4.6
+    of the paper). ``none``: they stay those of Φ0 (Table 5).
+    """
+
+    SALIENT = "salient"
+    ADVERSARIAL = "adversarial"
+    NONE = "none"
+
+    @property
+    def words(self) -> str:
+        """For people."""
+        return {
+            Update.SALIENT: "statistics of adversarial images with saliency, for each eta",
+            Update.ADVERSARIAL: "statistics of adversarial images without saliency",
+            Update.NONE: "statistics as they were trained",
+        }[self]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,15 +188,6 @@ def resolve(options: Options) -> Recipe:
             f"--model {model} needs images: --data is missing",
             hint="--data FOLDER with one subfolder a class, or cifar10:PATH, cifar100:PATH",
         )
-    if options.paper:
-        attack = _PAPER_ATTACK
-    else:
-        default = Attack()
-        attack = Attack(
-            kind=options.attack or default.kind,
-            epsilon=default.epsilon if epsilon is None else epsilon,
-            steps=options.steps or default.steps,
-        )
     return Recipe(
         model=model,
         weights=options.weights,
@@ -190,7 +203,7 @@ def resolve(options: Options) -> Recipe:
         eta_grid=grid,
         normalization=options.normalization or Normalization.NONE,
         clip=bool(options.clip),
-        attack=attack,
+        attack=_PAPER_ATTACK if options.paper else _attack(options, epsilon),
         momentum=PAPER_MOMENTUM if options.paper else None,
         batches=BATCHES if options.paper and options.batches is None else options.batches,
         batch_size=options.batch_size,
@@ -210,6 +223,15 @@ def resolve(options: Options) -> Recipe:
 def _model(name: str) -> str:
     """A folder with a ``config.json`` is transformers'."""
     return f"hf:{name}" if (Path(name).expanduser() / "config.json").is_file() else name
+
+
+def _attack(options: Options, epsilon: float | None) -> Attack:
+    default = Attack()
+    return Attack(
+        kind=options.attack or default.kind,
+        epsilon=default.epsilon if epsilon is None else epsilon,
+        steps=options.steps or default.steps,
+    )
 
 
 def _inherited(options: Options) -> Options:

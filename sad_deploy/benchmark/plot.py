@@ -2,44 +2,21 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-from sad_runtime.errors import UserError
-from sad_runtime.extras import require
-
+from ..plotting import drawn, new_figure
 from .figures import Benchmark, Run, three_digits
-
-FORMATS = ("png", "svg", "pdf")
-"""By the file's ending."""
 
 # Okabe and Ito's colours, which people of all kinds of colour vision can tell apart; light, middle and dark,
 # so that they differ in print, too.
 _COLORS = {"single pass": "#56B4E9", "two passes": "#0072B2", "end to end": "#E69F00"}
 _DECODE_COLOR = "#000000"
 _INCHES = (12, 7)
-_DOTS_PER_INCH = 100
 _PANELS_A_ROW = 3
 _BAR = 0.27
 _ROOM_ABOVE = 1.12
-
-
-def check_plot(path: Path) -> None:
-    """Find out whether a plot can be drawn.
-
-    Raises:
-        UserError: The file's ending is none of :data:`FORMATS`.
-        MissingExtraError: matplotlib is not installed.
-    """
-    if _format(path) not in FORMATS:
-        raise UserError(
-            f"no plot can be written to {path}: its ending must be one of "
-            f"{', '.join('.' + ending for ending in FORMATS)}"
-        )
-    _matplotlib()
 
 
 def draw(benchmark: Benchmark, path: Path) -> bytes:
@@ -62,9 +39,7 @@ def draw(benchmark: Benchmark, path: Path) -> bytes:
         longest[run.backend] = max(longest.get(run.backend, 0), *_milliseconds(run).values())
     columns = min(len(panels), _PANELS_A_ROW)
     rows = -(-len(panels) // columns)
-    figure = _matplotlib().Figure(
-        figsize=(_INCHES[0], _INCHES[1] * max(rows, 2) / 2), dpi=_DOTS_PER_INCH, layout="constrained"
-    )
+    figure = new_figure(_INCHES[0], _INCHES[1] * max(rows, 2) / 2)
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     decode = 1000 / benchmark.decode.images_per_second
     for axis, ((backend, precision), runs) in zip(axes, panels.items(), strict=False):
@@ -84,9 +59,7 @@ def draw(benchmark: Benchmark, path: Path) -> bytes:
         handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles), fontsize=12
     )
     figure.suptitle(_title(benchmark), fontsize=14)
-    file = io.BytesIO()
-    figure.savefig(file, format=_format(path))
-    return file.getvalue()
+    return drawn(figure, path)
 
 
 def headline(runs: Sequence[Run]) -> tuple[str, str] | None:
@@ -160,13 +133,3 @@ def _panel(axis: Any, runs: Sequence[Run], decode: float, *, fontsize: int) -> N
     axis.set_xlabel("batch size (images)", fontsize=12)
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)
-
-
-def _format(path: Path) -> str:
-    return path.suffix.removeprefix(".").lower()
-
-
-def _matplotlib() -> ModuleType:
-    for module in ("matplotlib", "matplotlib.figure"):  # the first is the one to name
-        imported = require(module, extra="benchmark", need="a plot")
-    return imported

@@ -44,7 +44,8 @@ def benchmark(
     from sad_runtime.sources import open_sources
 
     from ..benchmark import benchmark as measure
-    from ..benchmark.plot import check_plot, draw
+    from ..benchmark.plot import draw
+    from ..plotting import check_plot
 
     Destination.of(out).check()
     if plot is not None:

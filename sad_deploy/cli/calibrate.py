@@ -16,7 +16,7 @@ from .console import interruptible, print_hint, print_json, print_result
 from .options import DEFAULT_BUNDLE, RESULT, AsJson, expanded
 from .progress import progress
 
-_NEEDS = ("torch", "torchvision", "safetensors")
+NEEDS = ("torch", "torchvision", "safetensors")
 
 
 @expanded
@@ -46,7 +46,7 @@ def calibrate(
     from sad_runtime.bundle import check_destination
 
     check_destination(out)
-    for module in _NEEDS:
+    for module in NEEDS:
         require(module, extra="calibrate", need="sad-deploy calibrate")
     if not overwrite:
         _refuse_exported(out)

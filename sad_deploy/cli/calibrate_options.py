@@ -20,8 +20,8 @@ _CALIBRATION = "Calibration"
 
 
 @dataclasses.dataclass(frozen=True)
-class CalibrateOptions:
-    """They are explained to Python callers at :class:`sad_deploy.recipe.Options`."""
+class CalibrationOptions:
+    """What every calibration needs; explained to Python callers at :class:`sad_deploy.recipe.Options`."""
 
     model: Annotated[
         str | None,
@@ -159,38 +159,6 @@ class CalibrateOptions:
             rich_help_panel=_DATA,
         ),
     ] = None
-    samples: Annotated[
-        int,
-        typer.Option(
-            min=0, help="Held-out images to store in the bundle for verification.", rich_help_panel=_DATA
-        ),
-    ] = SAMPLES
-    eta: Annotated[
-        str | None,
-        typer.Option(
-            metavar="auto|FLOAT",
-            help="Hybridization ratio; auto takes the largest within --max-drop.",
-            show_default="auto",
-            rich_help_panel=_DEFENCE,
-        ),
-    ] = None
-    max_drop: Annotated[
-        float | None,
-        typer.Option(
-            min=0,
-            help="Points of clean accuracy that --eta auto may cost; if no eta keeps it, nothing is written.",
-            show_default="2.0",
-            rich_help_panel=_DEFENCE,
-        ),
-    ] = None
-    allow_drop: Annotated[
-        bool,
-        typer.Option(
-            "--allow-drop",
-            help="Take the least harmful eta where none keeps --max-drop.",
-            rich_help_panel=_DEFENCE,
-        ),
-    ] = False
     eta_grid: Annotated[
         str | None,
         typer.Option(
@@ -250,6 +218,48 @@ class CalibrateOptions:
     device: Annotated[
         str, typer.Option(metavar="auto|cpu|cuda", help="Where to calibrate.", rich_help_panel=_CALIBRATION)
     ] = "auto"
+
+    def options(self) -> Options:
+        """For the recipe."""
+        return Options(**{field.name: getattr(self, field.name) for field in dataclasses.fields(self)})
+
+
+@dataclasses.dataclass(frozen=True)
+class CalibrateOptions(CalibrationOptions):
+    """With what ``calibrate`` alone needs."""
+
+    samples: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Held-out images to store in the bundle for verification.", rich_help_panel=_DATA
+        ),
+    ] = SAMPLES
+    eta: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|FLOAT",
+            help="Hybridization ratio; auto takes the largest within --max-drop.",
+            show_default="auto",
+            rich_help_panel=_DEFENCE,
+        ),
+    ] = None
+    max_drop: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="Points of clean accuracy that --eta auto may cost; if no eta keeps it, nothing is written.",
+            show_default="2.0",
+            rich_help_panel=_DEFENCE,
+        ),
+    ] = None
+    allow_drop: Annotated[
+        bool,
+        typer.Option(
+            "--allow-drop",
+            help="Take the least harmful eta where none keeps --max-drop.",
+            rich_help_panel=_DEFENCE,
+        ),
+    ] = False
     paper: Annotated[
         bool,
         typer.Option(
@@ -258,7 +268,3 @@ class CalibrateOptions:
             rich_help_panel=_CALIBRATION,
         ),
     ] = False
-
-    def options(self) -> Options:
-        """For the recipe."""
-        return Options(**{field.name: getattr(self, field.name) for field in dataclasses.fields(self)})

@@ -52,6 +52,14 @@ COMMANDS = {
             "sad-deploy calibrate --model resnet50 --weights weights.pt --data photos/",
         ),
     ),
+    "tradeoff": CommandInfo(
+        "Draw the course of eta: clean accuracy, and what a fast attack that knows the defence leaves.",
+        _MAKE,
+        (
+            "sad-deploy tradeoff --test-epsilon 0.05 --plot tradeoff.png",
+            "sad-deploy tradeoff --from photo-model --data photos/train --val-data val/",
+        ),
+    ),
     "export": CommandInfo(
         "Write a bundle's two-pass ONNX graph, verified on real images, and a TensorRT engine with --trt.",
         _MAKE,

@@ -32,8 +32,9 @@ from sad_deploy.benchmark import (
 )
 from sad_deploy.benchmark.photographs import make_photographs
 from sad_deploy.benchmark.plan import batch_sizes
-from sad_deploy.benchmark.plot import check_plot, draw, headline
+from sad_deploy.benchmark.plot import draw, headline
 from sad_deploy.benchmark.timing import Timing, take_turns
+from sad_deploy.plotting import check_plot
 from sad_runtime.bundle import write_bundle
 from sad_runtime.choices import BackendChoice
 from sad_runtime.devices import cuda_devices
