@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from sad_runtime.choices import Way
 from sad_runtime.errors import UserError
+from sad_runtime.labelled import Share
 from sad_runtime.manifest import InputSpace
 
 from .batch_checks import Batch
@@ -28,7 +29,6 @@ from .classifier import SADClassifier, standardized
 from .eta_grid import defended, grid_for
 from .evaluation.attacks import Apgd, Problem
 from .evaluation.losses import Array
-from .evaluation.outcome import Share
 from .evaluation.threat import Threat
 from .evaluation.work import PIECE, Images
 from .preparation import Preparation

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .evaluation.outcome import Share
+from sad_runtime.labelled import Share
+
 from .plotting import drawn, new_figure
 from .recipe import Recipe
 from .tradeoff import BOTH_PASSES, FIRST_PASS, Measured, Tradeoff
