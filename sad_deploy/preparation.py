@@ -14,7 +14,7 @@ from sad_runtime.class_names import read_class_names
 from sad_runtime.errors import UserError
 from sad_runtime.manifest import InputSpace, ModelSource, Preprocessing
 
-from .batchnorm import batchnorm_layers
+from .batchnorm import batchnorm_layers, recording_use, shorten
 from .calibrated import check_rebuilds
 from .checkpoints import Checkpoint, load_weights, read_checkpoint
 from .classifier import standardized
@@ -96,7 +96,6 @@ def prepare(recipe: Recipe) -> Preparation:
     if recipe.exif_orientation is not None:
         preprocessing = dataclasses.replace(preprocessing, exif_orientation=recipe.exif_orientation)
     width = _try_out(model, preprocessing)
-    batchnorm_layers(model)
     if classes is not None and width != num_classes:
         raise UserError(
             f"{recipe.model} gives {width} logits, but {recipe.classes or recipe.data} has {num_classes} "
@@ -250,13 +249,20 @@ def _classes(
 
 
 def _try_out(model: nn.Module, preprocessing: Preprocessing) -> int:
-    """K, from the logits of a batch of zeros."""
+    """K, from the logits of a batch of zeros, which must have gone through BatchNorm."""
+    layers = batchnorm_layers(model)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), recording_use(layers) as reached:
             logits = logits_of(model, torch.zeros(2, *preprocessing.shape))
     except RuntimeError as error:
         raise UserError(
             f"{type(model).__name__} does not accept images of {preprocessing.shape}: {str(error)[:160]}",
             hint="--image-size sets the size; --mean with one value a channel sets the channels of a factory",
         ) from error
+    if not reached:
+        raise UserError(
+            f"none of the {len(layers)} BatchNorm layers of {type(model).__name__} is reached in eval mode "
+            f"({shorten(list(layers))}), so SAD has no statistics to calibrate",
+            hint="its forward must call them as modules",
+        )
     return logits.shape[1]
