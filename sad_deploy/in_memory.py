@@ -145,10 +145,14 @@ def _samples(images: Tensor, labels: Tensor | None) -> ImageSet:
 
 
 def _preprocessing(channels: int, height: int, width: int) -> Preprocessing:
-    if channels not in (1, 3):
-        raise UserError(f"images of {channels} channels cannot be read from files", hint="1 or 3 can")
+    color = Color.of(channels)
+    if color is None:
+        raise UserError(
+            f"images of {channels} channels cannot be read from files, and a bundle is for such",
+            hint="1, 3 or 4 can; for others sad_export.two_pass(forward, eta=…) writes the graph alone",
+        )
     resize = height if height == width else (height, width)
-    return Preprocessing(Color.GRAY if channels == 1 else Color.RGB, resize, (height, width))
+    return Preprocessing(color, resize, (height, width))
 
 
 def _is_clipped(calibration: Calibration, space: InputSpace) -> bool:

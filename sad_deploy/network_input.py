@@ -83,12 +83,12 @@ def _preprocessing(recipe: Recipe, data: DataSource, said: Stated | None, model:
     if data.preprocessing is not None:
         _refuse_options(recipe, data.preprocessing)
         return data.preprocessing
-    side = recipe.image_size
+    size = recipe.image_size
     known = said.preprocessing if said is not None else _known(recipe, model)
-    if said is not None and len(recipe.input_space[0] if recipe.input_space else ()) == 1:
-        known = dataclasses.replace(known, color=_color(recipe, model, side or known.crop[0]))
-    if side is not None:
-        known = dataclasses.replace(known, resize=_scaled(known, side), crop=(side, side))
+    if said is not None and len(recipe.input_space[0] if recipe.input_space else ()) in (1, 4):
+        known = dataclasses.replace(known, color=_color(recipe, model, size or known.crop))
+    if size is not None:
+        known = dataclasses.replace(known, resize=_scaled(known, size), crop=size)
     if recipe.resize is not None:
         known = dataclasses.replace(known, resize=recipe.resize)
     if recipe.crop_pct is not None:
@@ -108,7 +108,7 @@ def _refuse_options(recipe: Recipe, fixed: Preprocessing) -> None:
     given = [
         name
         for name, value in (
-            (f"--image-size {recipe.image_size}", recipe.image_size not in (None, *set(fixed.crop))),
+            ("--image-size", recipe.image_size not in (None, fixed.crop)),
             ("--resize", recipe.resize),
             ("--crop-pct", recipe.crop_pct),
             ("--interpolation", recipe.interpolation),
@@ -121,11 +121,14 @@ def _refuse_options(recipe: Recipe, fixed: Preprocessing) -> None:
         )
 
 
-def _scaled(known: Preprocessing, side: int) -> int | tuple[int, int]:
-    """The resize for another side, in the same proportion to the crop."""
-    if isinstance(known.resize, int):
-        return round(known.resize * side / known.crop[0])
-    return round(known.resize[0] * side / known.crop[0]), round(known.resize[1] * side / known.crop[1])
+def _scaled(known: Preprocessing, size: tuple[int, int]) -> int | tuple[int, int]:
+    """The resize for another size, in the same proportion to the crop.
+
+    By the shorter side, an image need not cover an input that is no square; it is resized to its shape then.
+    """
+    both = (known.resize, known.resize) if isinstance(known.resize, int) else known.resize
+    height, width = (round(r * n / c) for r, n, c in zip(both, size, known.crop, strict=True))
+    return height if isinstance(known.resize, int) and size[0] == size[1] else (height, width)
 
 
 def _known(recipe: Recipe, model: nn.Module) -> Preprocessing:
@@ -134,19 +137,23 @@ def _known(recipe: Recipe, model: nn.Module) -> Preprocessing:
         return DIGITS_PREPROCESSING
     if is_cifar(recipe.model):
         return Preprocessing(color=Color.RGB, resize=CIFAR_SIDE, crop=(CIFAR_SIDE, CIFAR_SIDE))
-    side = recipe.image_size or (_INCEPTION_SIDE if recipe.model == "inception_v3" else _IMAGENET_SIDE)
+    usual = _INCEPTION_SIDE if recipe.model == "inception_v3" else _IMAGENET_SIDE
+    side = min(recipe.image_size or (usual,))
     # The border is cut off photographs, not off small images that were made that size.
     resize = round(side * _IMAGENET_RESIZE) if side >= _SMALLEST_PHOTO else side
-    return Preprocessing(color=_color(recipe, model, side), resize=resize, crop=(side, side))
+    return Preprocessing(
+        color=_color(recipe, model, recipe.image_size or (side, side)), resize=resize, crop=(side, side)
+    )
 
 
-def _color(recipe: Recipe, model: nn.Module, side: int) -> Color:
+def _color(recipe: Recipe, model: nn.Module, size: tuple[int, int]) -> Color:
     """Grey for one mean value, if a network from elsewhere takes that; one may be for all three channels."""
-    if not is_foreign(recipe.model) or recipe.input_space is None or len(recipe.input_space[0]) > 1:
-        return Color.RGB
+    values = 3 if recipe.input_space is None or not is_foreign(recipe.model) else len(recipe.input_space[0])
+    if values != 1:
+        return Color.of(values) or Color.RGB
     try:
         with torch.no_grad():  # a copy: lazy modules would take their shape from this
-            logits_of(copy.deepcopy(model), torch.zeros(2, 1, side, side))
+            logits_of(copy.deepcopy(model), torch.zeros(2, 1, *size))
     except RuntimeError:
         return Color.RGB
     return Color.GRAY

@@ -17,7 +17,7 @@ from sad_runtime.class_names import read_class_names
 from sad_runtime.errors import UserError
 from sad_runtime.manifest import MANIFEST_NAME, InputSpace, ModelSource, Preprocessing
 
-from .batchnorm import batchnorm_layers
+from .batchnorm import batchnorm_layers, recording_use, shorten
 from .calibrated import check_rebuilds, load_base
 from .checkpoints import Checkpoint, load_weights, read_checkpoint
 from .classifier import standardized
@@ -108,7 +108,6 @@ def _by_name(recipe: Recipe, device: torch.device) -> Preparation:
     if recipe.exif_orientation is not None:
         preprocessing = dataclasses.replace(preprocessing, exif_orientation=recipe.exif_orientation)
     width = _try_out(model, preprocessing)
-    batchnorm_layers(model)
     if classes is not None and width != num_classes:
         raise UserError(
             f"{recipe.model} gives {width} logits, but {recipe.classes or recipe.data} has {num_classes} "
@@ -318,15 +317,16 @@ def _classes(
 
 
 def _try_out(model: nn.Module, preprocessing: Preprocessing) -> int:
-    """K, from the logits of a batch of noise, which must be the same twice and have a gradient.
+    """K, from the logits of a batch of noise, which must be the same twice, have a gradient and have gone
+    through BatchNorm.
 
     Raises:
         UserError: The network does not run on such images, or cannot be defended.
     """
-    name = type(model).__name__
+    name, layers = type(model).__name__, batchnorm_layers(model)
     noise = torch.rand(2, *preprocessing.shape, generator=torch.Generator().manual_seed(0))
     try:
-        with evaluating(model), differentiable(noise) as x:
+        with evaluating(model), recording_use(layers) as reached, differentiable(noise) as x:
             logits = logits_of(model, x)
             again = logits_of(model, x)
             reaches = logits.requires_grad and torch.autograd.grad(logits.sum(), x, allow_unused=True)[0]
@@ -338,6 +338,12 @@ def _try_out(model: nn.Module, preprocessing: Preprocessing) -> int:
             f"{name} does not accept images of {preprocessing.shape}: {reason}",
             hint="--image-size sets the size; --mean with one value a channel sets the channels of a factory",
         ) from error
+    if not reached:
+        raise UserError(
+            f"none of the {len(layers)} BatchNorm layers of {name} is reached in eval mode "
+            f"({shorten(list(layers))}), so SAD has no statistics to calibrate",
+            hint="its forward must call them as modules",
+        )
     if not torch.equal(logits, again):
         raise UserError(
             f"{name} gives other logits each time that it sees an image, in eval mode too: it draws random "

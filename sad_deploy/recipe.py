@@ -86,7 +86,7 @@ class Options:
     steps: int | None = None
     batches: int | None = None
     batch_size: int = BATCH_SIZE
-    image_size: int | None = None
+    image_size: int | str | None = None
     resize: int | None = None
     crop_pct: float | None = None
     interpolation: Interpolation | None = None
@@ -122,7 +122,7 @@ class Recipe:
         momentum: None for cumulative statistics, else the weight of a batch.
         batches: To calibrate on; None for one pass over the images, at most :data:`BATCHES`.
         batch_size: Images a batch.
-        image_size: Side of the network's square input, or None for the model's usual one.
+        image_size: Height and width of the network's input, or None for the model's usual one.
         resize: Shorter side of an image before the crop, if given.
         crop_pct: Side of the network's input / shorter side of the image before the crop, if given.
         interpolation: Filter of the resize, if given.
@@ -152,7 +152,7 @@ class Recipe:
     momentum: float | None
     batches: int | None
     batch_size: int
-    image_size: int | None
+    image_size: tuple[int, int] | None
     resize: int | None
     crop_pct: float | None
     interpolation: Interpolation | None
@@ -175,6 +175,7 @@ def resolve(options: Options) -> Recipe:
     eta = _read_eta(options.eta, problems)
     epsilon = _read_number("--epsilon", options.epsilon, problems)
     grid = _read_grid(options.eta_grid, problems)
+    size = _read_size(options.image_size, problems)
     mean, std = (
         _read_channels(name, text, problems)
         for name, text in (("--mean", options.mean), ("--std", options.std))
@@ -207,7 +208,7 @@ def resolve(options: Options) -> Recipe:
         momentum=PAPER_MOMENTUM if options.paper else None,
         batches=BATCHES if options.paper and options.batches is None else options.batches,
         batch_size=options.batch_size,
-        image_size=options.image_size,
+        image_size=size,
         resize=options.resize,
         crop_pct=options.crop_pct,
         interpolation=options.interpolation,
@@ -334,6 +335,17 @@ def _read_grid(text: str | None, problems: list[str]) -> tuple[float, ...] | Non
     return values
 
 
+def _read_size(size: int | str | None, problems: list[str]) -> tuple[int, int] | None:
+    """A side, or height,width."""
+    if size is None:
+        return None
+    parts = str(size).split(",")
+    if len(parts) > 2 or not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+        problems.append(f"--image-size takes a side or height,width in pixels, got {size!r}")
+        return None
+    return int(parts[0]), int(parts[-1])
+
+
 def _read_number(
     name: str, text: str | None, problems: list[str], *, also: str = "a fraction"
 ) -> float | None:
@@ -360,8 +372,11 @@ def _read_channels(name: str, text: str | None, problems: list[str]) -> tuple[fl
         values = tuple(float(part) for part in text.split(","))
     except ValueError:
         values = ()
-    if len(values) not in (1, 3):
-        problems.append(f"{name} takes one value or three (RGB) separated by commas, got {text!r}")
+    if len(values) not in (1, 3, 4):
+        problems.append(
+            f"{name} takes one value, three (RGB) or four (RGBA) separated by commas, got {text!r}; image "
+            "files are not read with other numbers of channels"
+        )
         return None
     if not all(0 <= value <= 1 for value in values) or (name == "--std" and 0 in values):
         least = "above 0" if name == "--std" else "at least 0"

@@ -19,13 +19,13 @@ def read_images(folder: Path, count: int, channels: int, height: int, width: int
     """Readable images from all over a folder, (N, C, H, W) float32 in [0, 1]; at most ``count``.
 
     Raises:
-        UserError: None can be read, or the graph takes neither one nor three channels.
+        UserError: None can be read, or the graph takes other than one, three or four channels.
     """
-    if channels not in (1, 3):
+    color = Color.of(channels)
+    if color is None:
         raise UserError(
-            f"images have 1 or 3 channels, this graph takes {channels}", hint="leave --images out"
+            f"images are read with 1, 3 or 4 channels, this graph takes {channels}", hint="leave --images out"
         )
-    color = Color.RGB if channels == 3 else Color.GRAY
     preprocessing = Preprocessing(color=color, resize=(height, width), crop=(height, width))
     read: list[Array] = []
     with open_sources([folder]) as sources:

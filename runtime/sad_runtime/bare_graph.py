@@ -208,9 +208,10 @@ def preprocessing_of(
         UserError: It takes no such images, or the options do not fit.
     """
     channels, height, width = shape
-    if channels not in (1, 3):
-        raise UserError(f"images have 1 or 3 channels, {path} takes {channels}")
-    stated = Preprocessing(Color.RGB if channels == 3 else Color.GRAY, (height, width), (height, width))
+    color = Color.of(channels)
+    if color is None:
+        raise UserError(f"images are read with 1, 3 or 4 channels, {path} takes {channels}")
+    stated = Preprocessing(color, (height, width), (height, width))
     if _PREPROCESSING in metadata:
         problems: list[str] = []
         stated = strict_json.from_plain(Preprocessing, _value(path, metadata, "preprocessing"), "", problems)

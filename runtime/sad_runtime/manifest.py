@@ -53,11 +53,18 @@ class Color(enum.StrEnum):
 
     RGB = "RGB"
     GRAY = "L"
+    RGBA = "RGBA"
+    """Without a fourth channel, an image has 255 there. A resize weights the others by it, as Pillow does."""
 
     @property
     def channels(self) -> int:
         """Number of channels, C."""
-        return 3 if self is Color.RGB else 1
+        return {Color.RGB: 3, Color.GRAY: 1, Color.RGBA: 4}[self]
+
+    @classmethod
+    def of(cls, channels: int) -> Color | None:
+        """The mode of so many channels; None for a number that image files are not read as."""
+        return next((color for color in cls if color.channels == channels), None)
 
 
 class Interpolation(enum.StrEnum):

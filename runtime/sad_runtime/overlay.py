@@ -84,7 +84,11 @@ def _largest(saliency: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
 
 
 def picture(image: npt.NDArray[np.floating[Any]]) -> Image.Image:
-    """(C, H, W) in [0, 1], C 1 or 3, as an RGB picture; values outside show as the nearest inside."""
+    """(C, H, W) in [0, 1], C 1, 3 or 4, as an RGB picture; values outside show as the nearest inside.
+
+    A fourth channel does not show.
+    """
+    image = image[:3]
     pixels = np.broadcast_to(np.round(np.clip(image, 0, 1) * 255).astype(np.uint8), (3, *image.shape[1:]))
     return Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
 
@@ -95,7 +99,7 @@ def overlay(
     """The saliency in colour over the image in grey, as large as the input.
 
     Args:
-        image: (C, H, W) in [0, 1], C 1 or 3: what the graph was given.
+        image: (C, H, W) in [0, 1], C 1, 3 or 4: what the graph was given.
         saliency: (C, H, W), S.
         intensity: From 0, the grey image alone, to 1, the colours alone.
 

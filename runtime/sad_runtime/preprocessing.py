@@ -136,7 +136,7 @@ def resize_and_crop(image: Image.Image, preprocessing: Preprocessing) -> Image.I
     """Resize and centre-crop: (width, height) of the result is the manifest's crop.
 
     Args:
-        image: Mode ``L`` or ``RGB``.
+        image: Mode ``L``, ``RGB`` or ``RGBA``.
         preprocessing: What the manifest says.
 
     Raises:
@@ -171,8 +171,8 @@ def _may_resize_span(image: Image.Image, height: int, width: int, preprocessing:
     20 levels. It goes across first, as `_resize_span` does, unless an image that is taller than twice its
     width shrinks, or its aspect changes. An image that grows gains nothing, unless it is long and thin.
     """
-    if not isinstance(preprocessing.resize, int):
-        return False
+    if not isinstance(preprocessing.resize, int) or image.mode == Color.RGBA.value:
+        return False  # Pillow multiplies by the fourth channel and divides again, each time it resizes
     if height >= image.height:
         return width * height > _WHOLE_PIXELS
     return image.height <= 2 * image.width

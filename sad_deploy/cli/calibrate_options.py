@@ -81,10 +81,10 @@ class CalibrationOptions:
         ),
     ] = None
     image_size: Annotated[
-        int | None,
+        str | None,
         typer.Option(
-            min=1,
-            help="Side of the network's input in pixels.",
+            metavar="N|H,W",
+            help="Side of the network's input in pixels, or its height and width.",
             show_default="the model's usual one",
             rich_help_panel=_NETWORK,
         ),
@@ -117,7 +117,8 @@ class CalibrationOptions:
     mean: Annotated[
         str | None,
         typer.Option(
-            help="Per channel, in pixels of [0, 1], separated by commas; one value is for all.",
+            help="Per channel, in pixels of [0, 1], separated by commas; one value is for all, or for a grey "
+            "network, four are for RGBA.",
             show_default="the model's usual one",
             metavar="X,X,X",
             rich_help_panel=_NETWORK,

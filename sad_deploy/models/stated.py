@@ -23,7 +23,7 @@ from sad_runtime.errors import UserError
 from sad_runtime.manifest import Color, InputSpace, Interpolation, Preprocessing
 
 _RESAMPLE = {0: Interpolation.NEAREST, 2: Interpolation.BILINEAR, 3: Interpolation.BICUBIC}
-_COLORS = {1: Color.GRAY, 3: Color.RGB}
+_COLORS = {color.channels: color for color in Color}
 _LARGE = 384
 """From this edge on ConvNeXt's processor crops nothing."""
 

@@ -209,7 +209,7 @@ def test_what_makes_no_sense_is_one_line(
     [
         ({"image": (1, 3, 12, 12)}, "the batch of .* is fixed to 1"),
         ({"image": ("N", 3, "H", "W")}, r"not one float32 image \(N, C, H, W\) of one size"),
-        ({"image": ("N", 5, 12, 12)}, "images have 1 or 3 channels"),
+        ({"image": ("N", 5, 12, 12)}, "images are read with 1, 3 or 4 channels"),
     ],
 )
 def test_a_graph_that_takes_no_images_so_is_refused(

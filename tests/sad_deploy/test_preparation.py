@@ -22,6 +22,15 @@ def net(num_classes, channels=3):
     return nn.Sequential(nn.Conv2d(channels, 4, 3), nn.BatchNorm2d(4), *pooled)
 def four(): return net(4)
 def grey(num_classes): return net(num_classes, 1)
+class Unreached(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.aux, self.main = net(num_classes), nn.Conv2d(3, num_classes, 3)
+    def forward(self, x): return self.main(x).mean((2, 3))
+class NoStatistics(nn.Sequential):
+    def __init__(self, num_classes):
+        super().__init__(*net(num_classes))
+        self[1] = nn.BatchNorm2d(4, track_running_stats=False)
 def plain(num_classes): return nn.Sequential(nn.Flatten(), nn.LazyLinear(num_classes))
 class Before(nn.Module):
     def __init__(self, change, num_classes):
@@ -182,6 +191,14 @@ def test_published_weights_bring_classes_and_preprocessing(folder, monkeypatch):
         ({"model": "prepared_networks:through_numpy", "data": "labelled"}, "no gradient of Before's logits"),
         ({"model": "prepared_networks:unfinished", "data": "labelled"}, "has no attribute 'wdith'"),
         ({"model": "prepared_networks:plain", "data": "labelled", "image_size": 8}, "no BatchNorm"),
+        (
+            {"model": "prepared_networks:Unreached", "data": "labelled", "image_size": 8},
+            r"none of the 1 BatchNorm layers of Unreached is reached in eval mode \(aux.1\)",
+        ),
+        (
+            {"model": "prepared_networks:NoStatistics", "data": "labelled", "image_size": 8},
+            "1 of 1 BatchNorm layers keep no running statistics: 1",
+        ),
         ({"data": "labelled"}, "10 classes, the model 3"),
         ({"image_size": 32}, "images of 16×16"),
         ({"mean": "0,0,0", "std": "1,1,1"}, "3 values, the images 1 channels"),

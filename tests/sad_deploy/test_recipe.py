@@ -78,7 +78,7 @@ def test_epsilon_in_levels_of_255_is_refused():
         (Options(mean="0.5"), "go together"),
         (Options(mean="0.5", std="0.5,0.5,0.5"), "1 values, --std 3"),
         (Options(mean="a", std="1"), "--mean takes"),
-        (Options(mean="0.5,0.5", std="1,1"), "one value .* or three"),
+        (Options(mean="0.5,0.5", std="1,1"), "one value, three .* or four"),
         (Options(model="resnet18"), "--data is missing"),
     ],
 )

@@ -20,7 +20,7 @@ def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
     """BatchNorm statistics and affines that fold to something; in eval mode."""
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)) and module.affine:
             for tensor, low, high in (
                 (module.running_mean, -0.2, 0.2),
                 (module.running_var, 0.5, 1.5),
