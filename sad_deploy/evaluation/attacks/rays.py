@@ -19,6 +19,10 @@ from .search import Array, Problem, Search, margins_of
 _TOLERANCE = 1e-3
 """Of a distance, in L2: where bisection ends."""
 
+PATIENCE = 500
+FAR = 1.5
+"""After so many queries an image is given up whose boundary is still so many ε away: benchmarks/rays.py."""
+
 
 @dataclasses.dataclass(frozen=True)
 class RayS:
@@ -50,13 +54,13 @@ class _Rays:
         self.near, self.far = np.zeros(n), np.ones(n)  # the boundary is between
         self.halving = np.zeros(n, bool)
         self.level, self.block = np.zeros(n, int), np.full(n, -1)  # first the direction as it is
-        self.asked = np.zeros(n, int)
+        self.asked, self.given_up = np.zeros(n, int), np.zeros(n, bool)
         self.tolerance = _TOLERANCE / self.signs.shape[1] ** 0.5
 
     def run(self) -> Search:
         while True:
             index = self.search.alive
-            index = index[self.asked[index] < self.queries]
+            index = index[(self.asked[index] < self.queries) & ~self.given_up[index]]
             if not len(index):
                 return self.search
             halving = self.halving[index]
@@ -65,6 +69,14 @@ class _Rays:
             fooled = self._fools(index, directions, distance)
             self._halve(index[halving], distance[halving], fooled[halving])
             self._keep(index[~halving], directions[~halving], fooled[~halving])
+            self._give_up(index[self.asked[index] == PATIENCE])
+
+    def _give_up(self, index: Array) -> None:
+        """Leave images whose boundary is far."""
+        if len(index):
+            boundary = self._points(index, self.signs[index], self.far[index])
+            distance = self.problem.threat.distance(boundary, self.problem.images[index])
+            self.given_up[index] = distance > FAR * self.problem.threat.epsilon
 
     def _blocks(self, index: Array) -> tuple[Array, Array]:
         """Where each image's block begins, and how wide its blocks are; the last one may be cut off."""
@@ -95,11 +107,16 @@ class _Rays:
         self.level[index[ended]] = np.where(width[ended] > 1, self.level[index[ended]] + 1, 0)
         self.block[index[ended]] = 0
 
-    def _fools(self, index: Array, signs: Array, distance: Array) -> Array:
-        """Whether the point at a distance along each direction is misclassified."""
+    def _points(self, index: Array, signs: Array, distance: Array) -> Array:
+        """Images at a distance along each direction."""
         origin = self.problem.images[index]
         step = signs.reshape(origin.shape) * distance.reshape(-1, 1, 1, 1).astype(np.float32)
-        points = np.clip(origin + step, 0, 1)
+        moved: Array = np.clip(origin + step, 0, 1)
+        return moved
+
+    def _fools(self, index: Array, signs: Array, distance: Array) -> Array:
+        """Whether the point at a distance along each direction is misclassified."""
+        origin, points = self.problem.images[index], self._points(index, signs, distance)
         self.asked[index] += 1
         allowed = self.problem.threat.allows(points, origin)
         fooled = np.empty(len(index), bool)

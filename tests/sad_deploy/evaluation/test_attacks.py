@@ -15,7 +15,7 @@ from sad_deploy.evaluation.attacks import Apgd, Pgd, Problem, RayS, Square
 from sad_deploy.evaluation.attacks.apgd import Checkpoints
 from sad_deploy.evaluation.evaluate import DEFENDED, UNDEFENDED
 from sad_deploy.evaluation.losses import Loss
-from sad_deploy.evaluation.oracles import Counts
+from sad_deploy.evaluation.oracles import Array, Counts
 from sad_deploy.evaluation.threat import Threat
 from sad_runtime.bundle import Bundle
 from sad_runtime.choices import Norm
@@ -99,6 +99,23 @@ def test_no_more_is_asked_than_allowed(digits: Digits, kind: type, queries: int)
     task = problem(digits, DEFENDED, Threat(1e-4), count=3)
     kind(queries).run(task)
     assert task.victim.counts.forward <= 3 * queries  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("boundary", "asked"), [(0.14, 800), (0.2, 500)])
+def test_an_image_whose_boundary_stays_far_is_given_up(boundary: float, asked: int) -> None:
+    """Its class changes where the mean of all pixels is higher by the boundary, so no direction is nearer."""
+    image = np.full((1, 1, 4, 4), 0.5, np.float32)
+    queries = 0
+
+    def victim(images: Array) -> Array:
+        nonlocal queries
+        queries += len(images)
+        rise = images.mean((1, 2, 3)) - 0.5 - boundary
+        return np.stack([-rise, rise], 1)
+
+    task = Problem(image, np.zeros(1, np.int64), Threat(0.1), victim, [np.random.default_rng(0)])
+    assert not RayS(800).run(task).broken[0]
+    assert queries == asked
 
 
 def test_answers_that_are_not_finite_count_as_fooled(digits: Digits) -> None:
