@@ -262,7 +262,7 @@ def write(plan: Plan, lines: dict[str, list[Line]]) -> None:
     conditions = {key: str(value) for key, value in dataclasses.asdict(plan).items() if key != "out"}
     rows = {
         table: [
-            {"name": each.name, **each.found, "paper": each.reported and each.reported.values}
+            {**each.found, "name": each.name, "paper": each.reported and each.reported.values}
             for each in found
         ]
         for table, found in lines.items()
