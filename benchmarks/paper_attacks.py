@@ -148,7 +148,7 @@ def rows(contest: Contest, pixels: Array, labels: Array) -> Any:
     art = PyTorchClassifier(contest.model, loss, (1, 16, 16), 10, clip_values=(0, 1))
     one_hot = np.eye(10)[labels]
     zoo = ZooAttack(
-        art, learning_rate=0.05, max_iter=50, binary_search_steps=3, initial_const=1.0, abort_early=False,
+        art, learning_rate=0.05, max_iter=15, binary_search_steps=3, initial_const=1.0, abort_early=False,
         use_resize=False, use_importance=False, nb_parallel=32, variable_h=1e-3, verbose=False,
     )  # fmt: skip
     theirs = contest.theirs(lambda: zoo.generate(pixels, one_hot), anywhere)
@@ -156,12 +156,12 @@ def rows(contest: Contest, pixels: Array, labels: Array) -> Any:
     yield "ZOO, the same queries", {"ours": contest.ours(Zoo(asked), anywhere), "ART": theirs}
     half = (pixels + np.roll(pixels, 1, 0)) / 2
     mixed = contest.victim(half).argmax(1)
-    pixel = PixelAttack(art, th=1, es=1, max_iter=6, verbose=False)
+    pixel = PixelAttack(art, th=1, es=1, max_iter=3, verbose=False)
     problem = contest.problem(half, mixed, ANYWHERE)
     yield (
-        "One Pixel, 400 × 6",
+        "One Pixel, 400 × 3",
         {
-            "ours": contest.ours(OnePixel(400, 6), problem),
+            "ours": contest.ours(OnePixel(400, 3), problem),
             "ART": contest.theirs(lambda: pixel.generate(half, np.eye(10)[mixed]), problem),
         },
     )

@@ -262,7 +262,7 @@ def write(plan: Plan, lines: dict[str, list[Line]]) -> None:
     conditions = {key: str(value) for key, value in dataclasses.asdict(plan).items() if key != "out"}
     rows = {
         table: [
-            {"name": each.name, **each.found, "paper": each.reported and each.reported.values}
+            {**each.found, "name": each.name, "paper": each.reported and each.reported.values}
             for each in found
         ]
         for table, found in lines.items()
@@ -274,10 +274,12 @@ def write(plan: Plan, lines: dict[str, list[Line]]) -> None:
 def markdown(plan: Plan, table: str, lines: Sequence[Line]) -> Iterator[str]:
     """One table; what the paper has is in brackets."""
     columns, count = TABLES[table].columns, lines[0].found["natural"]["images"]
-    papers = next((each.reported.network for each in lines if each.reported), "none")
+    papers = [each.reported.network for each in lines if each.reported]
+    said = f"In square brackets the paper: {papers[0]}, ε 8/255." if papers else "The paper gives no figures."
+    number = "Section 4.6" if table == "s46" else f"Table {table}"
     title = TABLES[table].title.partition(",")[0]
-    yield f"\n**Table {table}**, {title}: {plan.model}, {count} test images of {plan.kind}, L∞, StrongPGD and"
-    yield f"worst case at ε {plan.epsilon}. In square brackets the paper: {papers}, ε 8/255.\n"
+    yield f"\n**{number}**, {title}: {plan.model}, {count} test images of {plan.kind}, L∞, StrongPGD and"
+    yield f"worst case at ε {plan.epsilon}. {said}\n"
     yield "| | natural | " + " | ".join(columns) + " | worst case |"
     yield "|---" * (len(columns) + 3) + "|"
     for each in lines:
@@ -298,7 +300,7 @@ def _cell(found: dict[str, Any] | None) -> str:
 
 
 def figure3(plan: Plan, sad: Path, at_sad: Path) -> None:
-    """figure3.png: images, S of Nat, Nat+SAD, AT and AT+SAD, and x + ηS of AT+SAD."""
+    """figure3.png: images, S of Nat, Nat+SAD, AT and AT+SAD, and x + ηS of AT+SAD (Pillow has no η)."""
     source = find_data(plan.data)
     assert source.preprocessing is not None
     data = source.load(source.preprocessing, calibration=1, held_out=10**9, seed=0)
@@ -317,7 +319,7 @@ def figure3(plan: Plan, sad: Path, at_sad: Path) -> None:
         name: np.stack([0.5 + 0.5 * s / max(float(np.percentile(np.abs(s), 99)), 1e-12) for s in each])
         for name, each in zip(("S, Nat", "S, Nat+SAD", "S, AT", "S, AT+SAD"), maps, strict=True)
     }
-    rows["x + ηS, AT+SAD"] = x + manifest.defence.eta * std * maps[3]
+    rows["x + eta S, AT+SAD"] = x + manifest.defence.eta * std * maps[3]
     drawn(rows).save(plan.out / "figure3.png")
 
 
