@@ -104,14 +104,10 @@ class EvaluateOptions:
         return Choices(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Choices)})
 
 
-@expanded
-def evaluate(
-    what: Annotated[
-        Path, typer.Argument(metavar="BUNDLE", help="A bundle's folder, or a graph's file.")
-    ] = DEFAULT_BUNDLE,
-    *,
-    options: EvaluateOptions,
-    bare: BareChoices,
+@dataclasses.dataclass(frozen=True)
+class ResultOptions:
+    """What is made of the answers, and where it goes."""
+
     out: Annotated[
         Path | None,
         typer.Option(
@@ -120,23 +116,23 @@ def evaluate(
             show_default="BUNDLE.evaluation",
             rich_help_panel=RESULT,
         ),
-    ] = None,
+    ] = None
     report: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE.html", help="Write a page to look at.", show_default=False, rich_help_panel=RESULT
         ),
-    ] = None,
+    ] = None
     save_images: Annotated[
         bool,
         typer.Option(
             "--save-images", help="Keep the adversarial images as PNG files, too.", rich_help_panel=RESULT
         ),
-    ] = False,
+    ] = False
     clean: Annotated[
         bool,
         typer.Option("--clean", help="No attack: accuracy, by class, confusions, calibration of confidence."),
-    ] = False,
+    ] = False
     paper_table: Annotated[
         str | None,
         typer.Option(
@@ -145,7 +141,32 @@ def evaluate(
             show_default=False,
             rich_help_panel=ATTACK,
         ),
-    ] = None,
+    ] = None
+
+    def check(self, *, matrix: bool) -> None:
+        """Refuse what contradicts itself or cannot be written, before any work.
+
+        Raises:
+            UserError: It does.
+        """
+        pages = {"--report": self.report, "--save-images": self.save_images, "--matrix": matrix}
+        if self.paper_table is not None:
+            _refuse_beside("--paper-table", {"--clean": self.clean, **pages})
+        if self.clean:
+            _refuse_beside("--clean", pages)
+        if self.report is not None:
+            Destination.of(self.report, option="--report")
+
+
+@expanded
+def evaluate(
+    what: Annotated[
+        Path, typer.Argument(metavar="BUNDLE", help="A bundle's folder, or a graph's file.")
+    ] = DEFAULT_BUNDLE,
+    *,
+    options: EvaluateOptions,
+    bare: BareChoices,
+    result: ResultOptions,
     as_json: AsJson = False,
 ) -> None:
     """Attack the file that is shipped: worst case over all attacks, beside the undefended network.
@@ -162,14 +183,9 @@ def evaluate(
 
     from .progress import share_progress
 
-    if report is not None:
-        Destination.of(report, option="--report")
-    folder = out or Path(f"{what}".rstrip("/") + ".evaluation")
-    pages = {"--report": report, "--save-images": save_images, "--matrix": options.matrix}
-    if paper_table is not None:
-        _refuse_beside("--paper-table", {"--clean": clean, **pages})
-    if clean:
-        _refuse_beside("--clean", pages)
+    result.check(matrix=options.matrix)
+    folder = result.out or Path(f"{what}".rstrip("/") + ".evaluation")
+    if result.clean:
         return _clean(bare.opened(what), folder, options, as_json=as_json)
     with (
         interruptible(f"what is done is kept in {folder}; the same command goes on"),
@@ -177,12 +193,12 @@ def evaluate(
     ):
         assembled = assemble(bare.opened(what), folder, options.choices(), notice=print_note)
         setting = Setting(threats, options.seed, budget, options.processes, progress, print_note)
-        if paper_table is not None:
-            return _paper(paper_table, assembled, setting, folder, as_json=as_json)
+        if result.paper_table is not None:
+            return _paper(result.paper_table, assembled, setting, folder, as_json=as_json)
         evaluation = attack(assembled.subjects, assembled.data.images, setting, folder)
-    if report is not None:
-        draw(assembled, evaluation, report)
-    _finish(assembled, evaluation, folder, as_json=as_json, save_images=save_images)
+    if result.report is not None:
+        draw(assembled, evaluation, result.report)
+    _finish(assembled, evaluation, folder, as_json=as_json, save_images=result.save_images)
 
 
 def _clean(bundle: Bundle, folder: Path, options: EvaluateOptions, *, as_json: bool) -> None:
