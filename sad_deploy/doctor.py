@@ -32,6 +32,9 @@ _PACKAGES = {
     "matplotlib": "benchmark",
     "pyarrow": "parquet",
     "pillow_heif": "heic",
+    "timm": "timm",
+    "transformers": "transformers",
+    "tritonclient": "server",
 }
 _DISTRIBUTIONS = {
     "sklearn": "scikit-learn",

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from .backends import Backend, BackendOptions, OpenedBackend, open_backend
 from .backends.batch_limit import Notice, ignore
 from .backends.protocol import LOGITS, PLAIN_LOGITS, SALIENCY
+from .backends.server import Server, open_server
 from .bundle import Bundle
 from .choices import BackendChoice, choose
 from .errors import BundleError, UserError
@@ -71,6 +72,7 @@ class Classifier:
         unverified: bool = False,
         notice: Notice = ignore,
         batching: Batching | None = None,
+        server: Server | None = None,
     ) -> Classifier:
         """Load a bundle.
 
@@ -86,6 +88,7 @@ class Classifier:
             notice: Told once, in one line, if memory is short and batches become smaller, or of what
                 ``unverified`` lets pass.
             batching: How :meth:`submit` makes batches.
+            server: Where the bundle's model runs instead of here; ``backend`` is ``auto`` then.
 
         Raises:
             BundleError: The bundle cannot be used.
@@ -97,6 +100,10 @@ class Classifier:
             precision=precision, tf32=tf32, device=device, unverified=unverified, notice=notice
         )
         opened_bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+        if server is not None:
+            if choice is not BackendChoice.AUTO:
+                raise UserError(f"a server runs the model, not {choice} here", hint="leave out --backend")
+            return cls(opened_bundle, open_server(opened_bundle, server, options), batching=batching)
         return cls(opened_bundle, open_backend(opened_bundle, choice, options), batching=batching)
 
     def __repr__(self) -> str:

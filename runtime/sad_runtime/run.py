@@ -17,6 +17,7 @@ from typing import Any, Self
 
 from .backends.batch_limit import Notice, ignore
 from .backends.protocol import PLAIN_LOGITS
+from .backends.server import Server
 from .bundle import Bundle
 from .bundle.robustness import robustness
 from .choices import BackendChoice
@@ -59,6 +60,7 @@ class RunOptions:
         fast_decode: Whether JPEG is decoded at a lower resolution where that suffices.
         shard: The part of the images to take; all by default.
         zip_encoding: Of names in zip archives that are not marked as UTF-8.
+        server: Where the model runs instead of here.
 
     Raises:
         UserError: Options that contradict each other.
@@ -85,6 +87,7 @@ class RunOptions:
     fast_decode: bool = False
     shard: Shard | None = None
     zip_encoding: str | None = None
+    server: Server | None = None
 
     def __post_init__(self) -> None:
         if self.resume and self.overwrite:
@@ -216,6 +219,7 @@ class JournaledRun:
                     device=options.device,
                     unverified=options.unverified,
                     notice=on_message,
+                    server=options.server,
                 )
             )
             on_loaded(self.classifier)

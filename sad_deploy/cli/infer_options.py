@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sad_runtime.choices import BackendChoice
+from sad_runtime.errors import UserError
 from sad_runtime.result_format import ResultFormat
 
 from .options import RESULT
 
 if TYPE_CHECKING:
+    from sad_runtime.backends.server import Server
     from sad_runtime.run import RunOptions
 
 _PICTURES = "Pictures"
@@ -195,6 +197,42 @@ class RunChoices:
             rich_help_panel=_RUNNING,
         ),
     ] = None
+    server: Annotated[
+        str | None,
+        typer.Option(
+            metavar="grpc://HOST:PORT|http://HOST:PORT",
+            help="Run the model on this server of the Open Inference Protocol, Triton for example.",
+            show_default=False,
+            rich_help_panel=_RUNNING,
+        ),
+    ] = None
+    server_model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="With --server: the model's name there.",
+            show_default="the bundle's folder",
+            rich_help_panel=_RUNNING,
+        ),
+    ] = None
+    server_timeout: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            help="With --server: longest time for an answer.",
+            show_default="30",
+            rich_help_panel=_RUNNING,
+        ),
+    ] = None
+    server_patience: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            help="With --server: how long it is asked again while it is not available.",
+            show_default="60",
+            rich_help_panel=_RUNNING,
+        ),
+    ] = None
     shard: Annotated[
         str | None,
         typer.Option(metavar="I/N", help="Take the I-th of N equal parts.", rich_help_panel=_RUNNING),
@@ -210,4 +248,23 @@ class RunChoices:
         from sad_runtime.sources import Shard
 
         given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        prefix = "server_"
+        of_server = {name: given.pop(name) for name in list(given) if name.startswith(prefix)}
+        given["server"] = self._at(
+            {name.removeprefix(prefix): value for name, value in of_server.items() if value is not None}
+        )
         return RunOptions(**given | {"shard": Shard.parse(self.shard) if self.shard else None})
+
+    def _at(self, options: dict[str, Any]) -> Server | None:
+        """Where the model runs.
+
+        Raises:
+            UserError: Options of a server, and no server.
+        """
+        if self.server is None:
+            if options:
+                raise UserError(f"{', '.join(f'--server-{name}' for name in options)}: only with --server")
+            return None
+        from sad_runtime.backends.server import Server
+
+        return Server(self.server, **options)

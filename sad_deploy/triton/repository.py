@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from sad_runtime import strict_json
+from sad_runtime.backends.server import model_name
 from sad_runtime.bundle import Bundle
 from sad_runtime.choices import Target, TritonBackend, TritonDevice, TritonImages, TritonInput
 from sad_runtime.errors import UserError, reason_of
@@ -107,7 +108,7 @@ def write_repository(bundle: Bundle, request: TritonRequest, precision: str = "f
             written.
     """
     source, batch = _source(bundle, request, precision)
-    shape, name = bundle.manifest.preprocessing.shape, request.name or _name_of(bundle)
+    shape, name = bundle.manifest.preprocessing.shape, request.name or model_name(bundle)
     device = TritonDevice.GPU if request.backend is TritonBackend.TENSORRT else request.device
     device = TritonDevice.CPU if request.backend is TritonBackend.OPENVINO else device
     served = Served(
@@ -172,11 +173,6 @@ def _source(bundle: Bundle, request: TritonRequest, precision: str) -> tuple[Pat
     on_cpu = request.backend is TritonBackend.ONNXRUNTIME and request.device is TritonDevice.CPU
     targets = (Target.CPU, Target.PORTABLE) if on_cpu else (Target.PORTABLE,)
     return bundle.file(bundle.graph(precision, targets).file), _BATCH
-
-
-def _name_of(bundle: Bundle) -> str:
-    """The bundle's folder, as Triton's names are."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", bundle.root.resolve().name).lstrip("._-") or "model"
 
 
 def _refuse_others(model: Path) -> None:

@@ -17,7 +17,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 _VARIABLE = "SAD_DEPLOY_TRITON"
@@ -86,15 +86,21 @@ def swapped(repository: Path, copy: Path) -> Path:
 
 @dataclasses.dataclass(frozen=True)
 class Address:
-    """Where a server listens."""
+    """Where a server listens, and its process."""
 
     http: str
     grpc: str
+    process: subprocess.Popen[bytes]
+
+    def stop(self) -> None:
+        """End it; its clients find nobody."""
+        self.process.kill()
+        self.process.wait()
 
 
 @contextlib.contextmanager
-def serving(repository: Path, work: Path) -> Iterator[Address]:
-    """A server of a repository, ready for requests."""
+def serving(repository: Path, work: Path, *, ports: Sequence[int] = ()) -> Iterator[Address]:
+    """A server of a repository, ready for requests; on free ports unless HTTP's and gRPC's are given."""
     wheel = Path(os.environ[_VARIABLE])
     backends = work / "backends"
     if not backends.exists():
@@ -103,7 +109,7 @@ def serving(repository: Path, work: Path) -> Iterator[Address]:
         version = f"{sys.version_info.major}.{sys.version_info.minor}"
         stub = root / "python_backend_stubs" / version / "triton_python_backend_stub"
         shutil.copy(stub, backends / "python" / stub.name)
-    http, grpc = _free_port(), _free_port()
+    http, grpc = ports or (_free_port(), _free_port())
     process = subprocess.Popen(
         [
             str(_binary(wheel)),
@@ -122,7 +128,7 @@ def serving(repository: Path, work: Path) -> Iterator[Address]:
     )
     try:
         _wait(process, http, work / "triton.log")
-        yield Address(f"127.0.0.1:{http}", f"127.0.0.1:{grpc}")
+        yield Address(f"127.0.0.1:{http}", f"127.0.0.1:{grpc}", process)
     finally:
         process.terminate()
         try:
