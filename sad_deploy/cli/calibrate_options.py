@@ -66,7 +66,7 @@ class CalibrationOptions:
     ignore_keys: Annotated[
         str | None,
         typer.Option(
-            metavar="PATTERN,…",
+            metavar="PATTERN,...",
             help="Names in the file that are left out, such as aux.*; a profiler's total_ops always is.",
             rich_help_panel=_NETWORK,
         ),
