@@ -25,7 +25,7 @@ def picture(height: int, width: int, channels: int = 3, *, seed: int = 0, levels
     pixels = rng.integers(0, levels, (height, width, channels), dtype=np.uint8) * np.uint8(
         255 // (levels - 1)
     )
-    return Image.fromarray(pixels if channels == 3 else pixels[..., 0])
+    return Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
 
 
 def torchvision_reference(image: Image.Image, p: Preprocessing) -> np.ndarray:
@@ -167,7 +167,8 @@ def test_grey_ramp_stays_itself_in_every_mode(mode: str, tolerance: int, color: 
     converted = to_color(Image.fromarray(RAMP).convert(mode), color)
     assert converted.mode == color.value
     pixels = np.asarray(converted).reshape(16, 16, -1).astype(int)
-    assert np.abs(pixels - RAMP[..., None]).max() <= tolerance
+    assert np.abs(pixels[..., :3] - RAMP[..., None]).max() <= tolerance
+    assert (pixels[..., 3:] == 255).all()
 
 
 def test_bilevel_image_is_black_and_white() -> None:

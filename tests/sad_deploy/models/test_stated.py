@@ -90,7 +90,7 @@ def test_pixels_that_are_not_normalised(tmp_path):
         ("preprocessor_config.json", {"size": 224}),
         ("preprocessor_config.json", NORMALIZED | {"size": {"shortest_edge": 256}}),
         ("config.json", {"pretrained_cfg": TIMM | {"crop_mode": "border"}}),
-        ("config.json", {"pretrained_cfg": TIMM | {"input_size": [4, 64, 64]}}),
+        ("config.json", {"pretrained_cfg": TIMM | {"input_size": [5, 64, 64]}}),
     ],
 )
 def test_what_cannot_be_done_is_refused_by_name(tmp_path, name, config):
