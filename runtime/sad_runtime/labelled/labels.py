@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ..errors import UserError
+from ..errors import UserError, reason_of
 from ..sources import absolute
 
 FOLDERS = "folders"
@@ -87,7 +87,8 @@ def listed(path: Path, classes: Sequence[str]) -> list[tuple[Path, int]]:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = [row for row in csv.reader(file) if row]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"the list {path} cannot be read: {error}") from None
+        reason = reason_of(error) if isinstance(error, OSError) else str(error)
+        raise UserError(f"the list {path} cannot be read: {reason}") from None
     if rows and [cell.strip().lower() for cell in rows[0][:2]] == _HEAD:
         rows = rows[1:]
     if not rows:
