@@ -88,10 +88,6 @@ def _refuse_what_cannot_be_compared(
             f"{forward} computes the images of a batch together: alone, an image has other logits",
             hint="export it in eval mode, or with a batch of 1",
         )
-    if np.abs(run_rows(file, name, x) - rows).max() > _HALF_AGREES * np.abs(rows).max():
-        raise VerificationError(
-            f"{forward} gives other logits each time that it runs", hint="export it in eval mode"
-        )
 
 
 def run_rows(session: onnxruntime.InferenceSession, output: str, x: Array) -> Array:

@@ -28,7 +28,7 @@ from .lowering import lowering_for
 from .points import integration, noise_pool, noise_stride
 from .reference import rounds
 from .verify_forward import SLOPE_TOLERANCE
-from .verify_gradient import Space, Trial, logits_problems, refuse, tail_from, verify_gradient
+from .verify_gradient import Space, Trial, logits_problems, reference_in, refuse, tail_from, verify_gradient
 
 
 def verify_attribution(
@@ -62,7 +62,8 @@ def verify_attribution(
         return
     trial = Trial.of(graph, forward, attribution.seed)
     got = trial.run(graph, forward)
-    problems = logits_problems(got["logits"], trial, forward, logits=logits, form=form, space=space)
+    classified = reference_in(space, forward, trial.images, logits=logits, form=form)
+    problems = logits_problems(got["logits"], trial, forward, classified)
     found = got[attribution.output]
     if not np.isfinite(found).all():
         problems.append(f"the {attribution.output} is not finite")

@@ -63,13 +63,14 @@ def verify_gradient(
     trial = Trial.of(graph, forward, seed)
     got = trial.run(graph, forward)
     x, first, gradient = trial.images, got["logits"], got["gradient"]
-    problems = logits_problems(first, trial, forward, logits=logits, form=form, space=space)
+    classifier = reference_in(space, forward, x, logits=logits, form=form)
+    problems = logits_problems(first, trial, forward, classifier)
     if not np.isfinite(gradient).all():
         problems.append("the gradient is not finite")
     elif not trial.is_half and not rounds(graph):
         objective = trial.objective(first, seed)
         if tail is None:
-            phi, where = _reference(forward, x, logits=logits, form=form, space=space), x
+            phi, where = classifier, x
         else:
             phi, where = _of_activation(tail, x), got["activation"]
         error = slope_error(phi, where.astype(np.float64), gradient.astype(np.float64), objective)
@@ -78,21 +79,12 @@ def verify_gradient(
     refuse(problems, forward)
 
 
-def logits_problems(
-    first: Array,
-    trial: Trial,
-    forward: Path,
-    *,
-    logits: str | None,
-    form: FileForm,
-    space: Space | None,
-) -> list[str]:
-    """What is wrong with the logits of a graph on trial images.
+def logits_problems(first: Array, trial: Trial, forward: Path, phi: Callable[[Array], Array]) -> list[str]:
+    """What is wrong with the logits of a graph on trial images; ``phi`` is :func:`reference_in`.
 
     Raises:
         VerificationError: They are probabilities.
     """
-    phi = _reference(forward, trial.images, logits=logits, form=form, space=space)
     refuse_probabilities(first, forward)
     tolerance = HALF_LOGITS_TOLERANCE if trial.is_half else LOGITS_TOLERANCE
     wanted = phi(trial.images)
@@ -226,9 +218,10 @@ def _of_activation(tail: ir.Model, images: Array) -> Callable[[Array], Array]:
     return phi
 
 
-def _reference(
-    forward: Path, x: Array, *, logits: str | None, form: FileForm, space: Space | None
+def reference_in(
+    space: Space | None, forward: Path, x: Array, *, logits: str | None, form: FileForm
 ) -> Callable[[Array], Array]:
+    """:func:`~.reference.reference` of images before ``space``, if that was put in front."""
     if space is None:
         return reference(forward, x, logits=logits, form=form)
     mean, std = (np.asarray(each, dtype=np.float64).reshape(1, -1, 1, 1) for each in space)

@@ -60,6 +60,16 @@ def try_out(
     Raises:
         BackendError: It failed on them.
     """
+    record = found_by(bundle, loaded, options, timed=timed)
+    if record is not None:
+        remember(key(bundle, choice, options), record)
+    return record
+
+
+def found_by(
+    bundle: Bundle, loaded: Loaded, options: BackendOptions, *, timed: bool = False
+) -> Record | None:
+    """:func:`try_out`, without remembering it."""
     references = read_references(bundle)
     if references is None:
         return None
@@ -73,9 +83,7 @@ def try_out(
         timed=openvino.PIECE * openvino.streams() if timed else None,
         known=accepted_figures(bundle, loaded.file),
     )
-    record = Record(trial.shortfalls, trial.seconds_per_image, len(references))
-    remember(key(bundle, choice, options), record)
-    return record
+    return Record(trial.shortfalls, trial.seconds_per_image, len(references))
 
 
 def accepted_figures(bundle: Bundle, file: str) -> dict[str, float] | None:

@@ -24,11 +24,9 @@ from ..bundle import Bundle
 from ..choices import BackendChoice
 from ..errors import BackendError, BundleError, UserError
 from ..extras import require
-from ..verification.references import read_references
-from ..verification.trial import QUICK_IMAGES, verdict
-from .accept import accepted_figures
+from .accept import found_by
 from .choose import OpenedBackend
-from .load import BackendOptions, forms
+from .load import BackendOptions, Loaded, forms
 from .protocol import INPUT, LOGITS
 
 Images = npt.NDArray[Any]
@@ -87,11 +85,9 @@ class _Client:
     """A connection by gRPC or HTTP, in ``tritonclient``'s words, which are nearly the same for both."""
 
     def __init__(self, server: Server) -> None:
-        import importlib
-
         found = _ADDRESS.fullmatch(server.url)
         assert found is not None
-        self._module = importlib.import_module(_SCHEMES[found["scheme"]])
+        self._module = require(_SCHEMES[found["scheme"]], extra="server", need="--server")
         self._is_grpc = found["scheme"] == "grpc"
         times = () if self._is_grpc else ("connection_timeout", "network_timeout")
         self._timed = {"client_timeout": server.timeout} if self._is_grpc else {}
@@ -279,7 +275,6 @@ def open_server(bundle: Bundle, server: Server, options: BackendOptions) -> Open
         BundleError: It takes other images than the bundle's.
         MissingExtraError: ``tritonclient`` is not installed.
     """
-    require("tritonclient", extra="server", need="--server")
     if bundle.plain is not None:
         raise UserError("--server is for defended bundles", hint="leave out --plain")
     backend = ServerBackend(server, server.model or model_name(bundle))
@@ -301,22 +296,13 @@ def open_server(bundle: Bundle, server: Server, options: BackendOptions) -> Open
 
 def _verified(bundle: Bundle, backend: ServerBackend, options: BackendOptions) -> str:
     """How it was, in a few words."""
-    references = read_references(bundle)
-    if references is None:
-        return f"{backend.runs_on}; not verified: the bundle has no references"
-    references = references.first(QUICK_IMAGES)
     file = bundle.graph(options.precision, forms(BackendChoice.CPU, options.precision)).file
-    trial = verdict(
-        backend,
-        references,
-        precision=options.precision,
-        tf32=False,
-        batch_sizes=(len(references),),
-        known=accepted_figures(bundle, file),
-    )
-    if not trial.shortfalls:
-        return f"{backend.runs_on}; verified on {len(references)} images"
-    message = f"{backend.runs_on} does not compute what {bundle.root} says: {'; '.join(trial.shortfalls)}"
+    record = found_by(bundle, Loaded(backend, file), options)
+    if record is None:
+        return f"{backend.runs_on}; not verified: the bundle has no references"
+    if not record.shortfalls:
+        return f"{backend.runs_on}; verified on {record.images} images"
+    message = f"{backend.runs_on} does not compute what {bundle.root} says: {'; '.join(record.shortfalls)}"
     if not options.unverified:
         raise BackendError(message, hint="serve this bundle's model; --unverified takes it anyway")
     options.notice(message)

@@ -35,7 +35,7 @@ class Labels:
     _index: Mapping[str, int] = dataclasses.field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_index", {name: i for i, name in reversed([*enumerate(self.classes)])})
+        object.__setattr__(self, "_index", _numbers(self.classes))
 
     @classmethod
     def read(cls, given: str, classes: Sequence[str], base: Path) -> Labels:
@@ -93,7 +93,7 @@ def listed(path: Path, classes: Sequence[str]) -> list[tuple[Path, int]]:
         rows = rows[1:]
     if not rows:
         raise UserError(f"the list {path} names no image", hint="lines of path,label")
-    index = {name: i for i, name in reversed([*enumerate(classes)])}
+    index = _numbers(classes)
     found: dict[Path, int] = {}
     for number, row in enumerate(rows, start=1):
         label = _label(row[1].strip(), index) if len(row) > 1 else None
@@ -108,6 +108,11 @@ def listed(path: Path, classes: Sequence[str]) -> list[tuple[Path, int]]:
             both = f"{classes[found[image]]} and {classes[label]}"
             raise UserError(f"{path} has two labels for {row[0]}: {both}")
     return list(found.items())
+
+
+def _numbers(classes: Sequence[str]) -> dict[str, int]:
+    """Number by name; of a name that several classes have, the first."""
+    return {name: i for i, name in reversed([*enumerate(classes)])}
 
 
 def _label(text: str, index: Mapping[str, int]) -> int | None:

@@ -13,6 +13,7 @@
 
   const form = document.getElementById("filters");
   const list = document.getElementById("list");
+  const captions = JSON.parse(list.dataset.captions);
   const legend = document.querySelector(".legend");
   const status = document.getElementById("status");
   const results = document.getElementById("results");
@@ -99,14 +100,13 @@
 
   function strip(row) {
     const { height, width } = list.dataset;
-    const captions = JSON.parse(list.dataset.captions);
     const source = "data:image/webp;base64," + pictures[pictureOf.get(row)];
     const box = element("div", { className: "strip" });
     if (Math.max(height, width) < 64) box.classList.add("small");
     if (captions.length === 1) box.classList.add("single");
-    const shown = captions.length === 1 ? "Image" : `Image, saliency and ${captions[2]}`;
+    const pictured = captions.length === 1 ? "Image" : `Image, saliency and ${captions[2]}`;
     for (const i of captions.keys()) {
-      const alt = i === 0 ? `${shown} of ${path(row)}` : "";
+      const alt = i === 0 ? `${pictured} of ${path(row)}` : "";
       const image = element("img", { src: source, alt, decoding: "async" });
       image.style.aspectRatio = `${width} / ${height}`;
       image.style.height = "auto";
