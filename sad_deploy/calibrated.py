@@ -22,10 +22,9 @@ from sad_runtime.verification.samples import SAMPLES, read_samples
 
 from .checkpoints import load_weights, read_state_dict
 from .data.image_set import ImageSet
-from .fold import fold_batchnorm
+from .exportable import exportable
 from .models import build_model
 from .models.plain import fix_weights, materialise
-from .to_onnx import to_onnx
 
 WEIGHTS = "weights.safetensors"
 FORWARD = "forward.onnx"
@@ -102,7 +101,7 @@ def rebuilt(source: ModelSource, shape: tuple[int, int, int]) -> nn.Module:
 
 
 def check_rebuilds(model: nn.Module, source: ModelSource, shape: tuple[int, int, int]) -> None:
-    """Refuse a network that :func:`load_calibrated` could not load or ONNX not hold, before the long work.
+    """Refuse a network that :func:`load_calibrated` could not load or an export not hold, before the work.
 
     Args:
         model: As it will be calibrated, on the CPU.
@@ -110,7 +109,7 @@ def check_rebuilds(model: nn.Module, source: ModelSource, shape: tuple[int, int,
         shape: (C, H, W) of its images.
 
     Raises:
-        UserError: Building it once more gives other weights, or ``torch.export`` cannot trace it.
+        UserError: Building it once more gives other weights; or see :func:`.exportable.exportable`.
     """
     again = rebuilt(source, shape)
     had, has = ({name: tuple(v.shape) for name, v in _plain_state_dict(m).items()} for m in (model, again))
@@ -121,7 +120,7 @@ def check_rebuilds(model: nn.Module, source: ModelSource, shape: tuple[int, int,
             "its bundle could not be loaded",
             hint="let it depend on nothing but num_classes",
         )
-    to_onnx(fold_batchnorm(again), shape)
+    exportable(model, shape, name=source.name)
 
 
 def load_samples(bundle: Bundle) -> ImageSet | None:

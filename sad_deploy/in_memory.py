@@ -25,10 +25,9 @@ from .calibrated import FORWARD, check_rebuilds, write_calibrated
 from .calibration import Calibration
 from .classifier import SADClassifier, standardized
 from .data.image_set import ImageSet
-from .fold import fold_batchnorm
+from .exportable import exportable
 from .models.plain import fix_weights
 from .saliency import evaluating, logits_of
-from .to_onnx import to_onnx
 
 ANSWERS = "pytorch.npz"
 """What PyTorch said of the bundle's first images: ``logits``, ``saliency``, ``plain_logits``."""
@@ -94,7 +93,7 @@ def _kept(network: nn.Module, manifest: Manifest, samples: ImageSet) -> Extra:
     """What stands in for a network that nobody can build."""
     images = samples.images[:_ANSWERED].astype(np.float32) / np.float32(255)
     return {
-        FORWARD: to_onnx(fold_batchnorm(network), manifest.preprocessing.shape),
+        FORWARD: exportable(network, manifest.preprocessing.shape, name=manifest.model.name),
         ANSWERS: torch_reference(network, manifest, images),
     }
 

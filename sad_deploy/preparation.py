@@ -127,11 +127,11 @@ def _by_name(recipe: Recipe, device: torch.device) -> Preparation:
             model, state, source=source, num_classes=width, ignore=ignored, ignore_keys=recipe.ignore_keys
         )
     fix_weights(model)
-    if is_foreign(recipe.model):
-        check_rebuilds(model, ModelSource(recipe.model, width), preprocessing.shape)
     refuse_probabilities(
         model, standardized(trial_images(preprocessing.shape), input_space), name=recipe.model
     )
+    if is_foreign(recipe.model):
+        check_rebuilds(model, ModelSource(recipe.model, width), preprocessing.shape)
     return Preparation(
         model=model.to(device),
         source=ModelSource(recipe.model, width),

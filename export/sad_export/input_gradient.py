@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 import onnx
@@ -13,7 +13,7 @@ from sad_runtime.graph_metadata import PREFIX
 
 from .feature_map import value_at
 from .gradient import LARGEST, Seed, reverse, without_rule
-from .gradient.reverse import dependents
+from .gradient.reverse import dependents, stopping
 from .graph.errors import GraphError
 from .graph.write import collects_graph_cycles, label_and_check, to_proto
 from .loading import ForwardGraph, Reading, load_classifier, warn
@@ -206,7 +206,7 @@ def append_saliency(
     held = frozenset(held)
     nodes = [node for node in graph.nodes if node not in held]
     if graph.logits not in dependents(nodes, at):
-        raise GraphError(f"the logits {graph.logits.name!r} do not depend on {at.name!r}")
+        raise GraphError(_without_gradient(graph, nodes, at))
     if missing := without_rule(Portable(opset=graph.opset), nodes, at, graph.logits):
         listed = "; ".join(f"{node.name}: {reason}" for node, reason in missing[:_NAMED_AT_MOST])
         more = f"; and {len(missing) - _NAMED_AT_MOST} more" if len(missing) > _NAMED_AT_MOST else ""
@@ -219,6 +219,18 @@ def append_saliency(
     gradient = reverse(g, nodes, seed.write(g, graph.logits, given), at)
     g.append_to(graph.model.graph)
     return gradient
+
+
+def _without_gradient(graph: ForwardGraph, nodes: Sequence[ir.Node], at: ir.Value) -> str:
+    """Why no gradient of the logits reaches a value."""
+    ends = [f"{node.name} ({node.op_type})" for node in stopping(nodes, at, graph.logits)]
+    if not ends:
+        return f"the logits {graph.logits.name!r} do not depend on {at.name!r}"
+    more = f" and {len(ends) - _NAMED_AT_MOST} more" if len(ends) > _NAMED_AT_MOST else ""
+    return (
+        f"the gradient of {graph.logits.name!r} at {at.name!r} is zero everywhere: each way leads through "
+        f"{', '.join(ends[:_NAMED_AT_MOST])}{more}, which gives steps"
+    )
 
 
 def rename(graph: ForwardGraph, names: dict[ir.Value, str]) -> None:

@@ -72,10 +72,66 @@ class Untraceable(nn.Module):
 
     def forward(self, x):
         return self.inner(x) if x.sum().item() < 1e9 else self.inner(-x)
+
+class Apply(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+def with_activation(function):
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), Apply(function), nn.ReLU(), nn.Conv2d(6, 6, 3),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, K),
+    )
+
+class SwishOfItsOwn(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x * torch.sigmoid(x)
+
+    @staticmethod
+    def backward(ctx, dy):
+        s = torch.sigmoid(ctx.saved_tensors[0])
+        return dy * (s + ctx.saved_tensors[0] * s * (1 - s))
+
+class Reversal(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, dy):
+        return -dy
+
+class StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return torch.round(8 * x) / 8
+
+    @staticmethod
+    def backward(ctx, dy):
+        return dy
+
+def swish(): return with_activation(SwishOfItsOwn.apply)
+def reversal(): return with_activation(Reversal.apply)
+def straight_through(): return with_activation(StraightThrough.apply)
+def gate(): return with_activation(lambda x: x * torch.sigmoid(9 * x.mean((2, 3), keepdim=True)).detach())
+def spectrum(): return with_activation(lambda x: torch.fft.rfft2(x).abs())
+def probabilities(): return nn.Sequential(plain(), nn.Softmax(1))
+
+def guided():
+    net = with_activation(nn.Identity())
+    net[3].register_full_backward_hook(lambda module, dx, dy: (dx[0].clamp(min=0),))
+    return net
 """
 ACCEPTED = [
     "plain", "weight_norm_hooks", "spectral_norm_hooks", "parametrized", "spectrally", "parallel", "compiled",
-    "lazy", "Inside",
+    "lazy", "Inside", "swish",
 ]  # fmt: skip
 
 
@@ -128,7 +184,16 @@ def test_its_graph_is_exported(here: Path, name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("another_each_time", "another network each time"), ("Untraceable", "cannot export this model to ONNX")],
+    [
+        ("another_each_time", "another network each time"),
+        ("Untraceable", "cannot export this model to ONNX"),
+        ("reversal", r"not that of its forward \(cosine -1.*: Reversal has a backward of its own"),
+        ("straight_through", r"zero everywhere: each way leads through .*\(Round\)"),
+        ("gate", r"not that of its forward \(cosine 0\.9.*\), and an exported graph"),
+        ("guided", r"not that of its forward \(cosine 0\..*\), and an exported graph"),
+        ("spectrum", "no gradient rule for DFT"),
+        ("probabilities", "returns probabilities"),
+    ],
 )
 def test_what_could_not_be_exported_is_refused_before_the_work(here: Path, name: str, message: str) -> None:
     with pytest.raises(UserError, match=message):

@@ -57,6 +57,18 @@ def ancestors(nodes: Sequence[ir.Node], outputs: Iterable[ir.Value]) -> set[ir.V
     return needed
 
 
+def stopping(nodes: Sequence[ir.Node], target: ir.Value, output: ir.Value) -> list[ir.Node]:
+    """The nodes between ``target`` and ``output`` at which the gradient ends: piecewise constant ones."""
+    on_path, needed = dependents(nodes, target), ancestors(nodes, [output])
+    return [
+        node
+        for node in nodes
+        if any(value in on_path for value in node.inputs)
+        and any(value in needed for value in node.outputs)
+        and not any(value in on_path for value in node.outputs)
+    ]
+
+
 def without_rule(
     scratch: Words, nodes: Sequence[ir.Node], target: ir.Value, output: ir.Value
 ) -> list[tuple[ir.Node, str]]:

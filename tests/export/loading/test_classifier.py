@@ -121,6 +121,14 @@ def test_logits_that_ignore_the_image_are_refused() -> None:
         input_gradient(model)
 
 
+def test_a_gradient_that_ends_at_steps_is_refused_with_their_name() -> None:
+    model = classifier()
+    model.graph.node[0].input[0] = "rounded"
+    model.graph.node.insert(0, helper.make_node("Round", ["x"], ["rounded"], name="quantise"))
+    with pytest.raises(GraphError, match=r"zero everywhere: each way leads through quantise \(Round\)"):
+        input_gradient(model)
+
+
 def test_a_model_that_is_read_stays_as_it_is() -> None:
     """Also one with names as this package gives them, which the copy leaves."""
     model = input_gradient(classifier())
