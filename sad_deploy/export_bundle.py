@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+from torch import nn
 
 from sad_export.graph.expression import Array
 from sad_export.job import GraphOptions, Made, write_and_build
@@ -15,6 +17,7 @@ from sad_export.loading import ForwardGraph, Reading, load_classifier
 from sad_export.precision import FP32, Variant, write_verified
 from sad_export.tensorrt import EngineRequest
 from sad_export.two_pass import Defence, defended
+from sad_export.verify import VerificationError
 from sad_runtime.bare_graph import stated_by
 from sad_runtime.bundle import Bundle, write_bundle
 from sad_runtime.bundle.write import Draft
@@ -22,7 +25,7 @@ from sad_runtime.choices import Target
 from sad_runtime.errors import BundleError
 from sad_runtime.manifest import Engine, Graph, Manifest
 from sad_runtime.tensorrt import EngineInfo, Flavor
-from sad_runtime.verification import TOLERANCES, Verification
+from sad_runtime.verification import TOLERANCES, Verification, compare
 from sad_runtime.verification.references import REFERENCES, write_references
 
 from .calibrated import load_calibrated, load_samples
@@ -189,6 +192,7 @@ class _Source:
         manifest: Everything that calibration decided.
         images: The bundle's real ones.
         reference: What PyTorch says of them.
+        model: PyTorch's Φ1, unfolded; None where it was given in memory.
         status: Called with what is being done.
     """
 
@@ -196,6 +200,7 @@ class _Source:
     manifest: Manifest
     images: Array
     reference: dict[str, Array]
+    model: nn.Module | None
     status: Callable[[str], None]
 
     @classmethod
@@ -207,6 +212,7 @@ class _Source:
         """
         images, manifest = sample_images(bundle), bundle.manifest
         if is_in_memory(bundle):
+            model = None
             network, reference = kept_network(bundle)
             images = images[: len(reference["logits"])]
         else:
@@ -221,7 +227,7 @@ class _Source:
                 f"the bundle's network does not return logits: {forward.notices[-1]}",
                 hint="calibrate it again",
             )
-        return cls(forward, manifest, images, reference, status)
+        return cls(forward, manifest, images, reference, model, status)
 
     def write(self, draft: Draft, form: GraphOptions, wanted: _WantedEngine | None) -> Made[ExportedGraph]:
         """One graph, and an engine of it if one is wanted.
@@ -238,18 +244,35 @@ class _Source:
         lowering = dataclasses.replace(form, conv_gradient=conv_gradient).lowering
         graph = defended(self.forward.copy(), self.defence, lowering, stated_by(self.manifest))
         self.status(f"verifying {path.name} against PyTorch on {len(self.images)} real images")
-        figures = write_verified(
-            graph,
-            path,
-            variant,
-            self.images,
-            self.reference,
-            target=form.target,
-            allow_inaccurate=form.allow_inaccurate,
-        )
+        try:
+            figures = write_verified(
+                graph,
+                path,
+                variant,
+                self.images,
+                self.reference,
+                target=form.target,
+                allow_inaccurate=form.allow_inaccurate,
+            )
+        except VerificationError as error:
+            raise self._undetermined(error) or error from None
         entry = Graph(path.name, variant.label, conv_gradient, form.target, figures.as_dict())
         shortfalls = tuple(figures.shortfalls(TOLERANCES[variant.lowest]))
         return ExportedGraph(entry, figures, path.stat().st_size, shortfalls)
+
+    def _undetermined(self, error: VerificationError) -> VerificationError | None:
+        """What to say where PyTorch's own float32 is as far from its float64 as no graph may be."""
+        if self.model is None:
+            return None
+        double = torch_reference(copy.deepcopy(self.model).double(), self.manifest, self.images)
+        off = compare(self.reference, double).shortfalls(TOLERANCES[FP32.label])
+        if not off:
+            return None
+        return VerificationError(
+            f"{error.message}; PyTorch's float32 differs from its float64 too: {'; '.join(off)}. Rounding "
+            "decides what this network says of these images",
+            hint="take the graph with --allow-inaccurate, or calibrate with a smaller η or other images",
+        )
 
     @property
     def defence(self) -> Defence:

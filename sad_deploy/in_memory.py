@@ -119,14 +119,15 @@ def kept_network(bundle: Bundle) -> tuple[onnx.ModelProto, dict[str, Array]]:
 
 
 def torch_reference(model: nn.Module, manifest: Manifest, images: Array) -> dict[str, Array]:
-    """What PyTorch's unfolded Φ1 says of the images: ``logits``, ``saliency``, ``plain_logits``."""
+    """What PyTorch's unfolded Φ1 says of images: ``logits``, ``saliency``, ``plain_logits``, of its dtype."""
+    dtype = next(model.parameters()).dtype
     defence, space = manifest.defence, manifest.input_space
     classifier = SADClassifier(
         model, eta=defence.eta, normalization=defence.normalization, clip=defence.bounds(space)
     )
     parts = [
-        classifier.defend(standardized(torch.from_numpy(images[i : i + _REFERENCE_BATCH]), space))._asdict()
-        for i in range(0, len(images), _REFERENCE_BATCH)
+        classifier.defend(standardized(batch.to(dtype), space))._asdict()
+        for batch in torch.split(torch.from_numpy(images), _REFERENCE_BATCH)
     ]
     return {name: np.concatenate([part[name].numpy() for part in parts]) for name in parts[0]}
 

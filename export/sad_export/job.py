@@ -30,7 +30,7 @@ class GraphOptions:
         ranges: How the ranges of int8 are found: ``percentile``, which is the default, or ``entropy``.
         target: ``portable``, or ``cpu`` for the fastest form in onnxruntime on the CPU, in fp32 or int8.
         conv_gradient: How the gradient of convolutions is written: ``auto``, ``convtranspose`` or ``conv``.
-        allow_inaccurate: Keep a graph in lower precision whose figures are outside their tolerance.
+        allow_inaccurate: Keep a graph whose figures are outside their tolerance.
 
     Raises:
         UserError: No such word, or words that do not go together.

@@ -205,7 +205,7 @@ class GraphChoices:
         bool,
         typer.Option(
             "--allow-inaccurate",
-            help="Keep a lower precision also below its tolerance.",
+            help="Keep a graph also below its tolerance.",
             rich_help_panel=GRAPH,
         ),
     ] = False

@@ -18,6 +18,7 @@ from sad_deploy.export_bundle import export_bundle
 from sad_deploy.preparation import prepare
 from sad_deploy.provenance import save
 from sad_deploy.recipe import Options, Recipe, resolve
+from sad_export import GraphOptions
 from sad_runtime.bundle import Bundle
 from sad_runtime.errors import UserError
 
@@ -124,6 +125,8 @@ def gate(): return with_activation(lambda x: x * torch.sigmoid(9 * x.mean((2, 3)
 def spectrum(): return with_activation(lambda x: torch.fft.rfft2(x).abs())
 def probabilities(): return nn.Sequential(plain(), nn.Softmax(1))
 
+def steep(): return with_activation(lambda x: torch.sin(3e4 * x))
+
 def guided():
     net = with_activation(nn.Identity())
     net[3].register_full_backward_hook(lambda module, dx, dy: (dx[0].clamp(min=0),))
@@ -198,3 +201,13 @@ def test_its_graph_is_exported(here: Path, name: str) -> None:
 def test_what_could_not_be_exported_is_refused_before_the_work(here: Path, name: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         prepare(recipe(name))
+
+
+def test_a_network_whose_answers_rounding_decides_is_named_as_one(here: Path) -> None:
+    asked = recipe("steep")
+    preparation = prepare(asked)
+    save(here / "bundle", asked, preparation, run(asked, preparation, quiet))
+    with pytest.raises(UserError, match=r"PyTorch's float32 differs from its float64 too: .*logits"):
+        export_bundle(Bundle.open(here / "bundle"))
+    graphs = export_bundle(Bundle.open(here / "bundle"), options=GraphOptions(allow_inaccurate=True)).graphs
+    assert all("logits" in "".join(graph.shortfalls) for graph in graphs)

@@ -54,7 +54,7 @@ def write_verified(
     """
     if variant.is_fp32:
         save_graph(graph, path)
-        return verify(path, images, reference)
+        return verify(path, images, reference, allow_inaccurate=allow_inaccurate)
     if target == "cpu":
         save_graph(lower_to_integers(graph, variant, images[::_EVERY]), path)
         return verify(
