@@ -141,7 +141,7 @@ def _notice(output: ir.Value, tail: Tail) -> str:
     if tail.operator == "Sigmoid":
         return (
             f"output {output.name!r} is the Sigmoid of one value z, {tail.logits.name!r}: two classes, "
-            "whose logits are taken as (−z/2, z/2)"
+            f"whose logits are taken as {'(z/2, −z/2)' if tail.first else '(−z/2, z/2)'}"
         )
     return (
         f"output {output.name!r} holds probabilities ({tail.operator}): the logits are taken before it, "

@@ -5,8 +5,10 @@ network is sure, and it points elsewhere. So S is taken of z:
 
 1. p = Softmax(z), log p = LogSoftmax(z), over the classes: the logits are z.
 2. p = e/Σe with e = Exp(z) or Exp(z − max z), the same written out: the logits are z.
-3. p = Sigmoid(z) of one value, two classes: the logits are (−z/2, z/2), whose softmax is (1 − p, p).
-4. p = Sigmoid(z) of several values: classes that do not exclude each other, which SAD does not know. Refused.
+3. p = Sigmoid(z) of one value, two classes, also as (1 − p, p) or (p, 1 − p): the logits are (−z/2, z/2),
+   whose softmax is (1 − p, p), or the two in the other order.
+4. p = Sigmoid(z) or HardSigmoid(z) of several values: classes that do not exclude each other, which SAD does
+   not know. Refused.
 
 Between it and the output may lie what moves elements (Reshape, Flatten, Squeeze, Cast, …), which stays, and
 what changes probabilities in order (Log, Exp, Clip, a scale), which goes.
@@ -36,13 +38,15 @@ class Tail:
         node: The last node of the function itself.
         logits: What it is a function of.
         after: The nodes between it and the output, in order.
-        operator: ``Softmax``, ``LogSoftmax`` or ``Sigmoid``.
+        operator: ``Softmax``, ``LogSoftmax``, ``Sigmoid`` or ``HardSigmoid``.
+        first: Whether the probability of a ``Sigmoid`` of one value is that of the first class.
     """
 
     node: ir.Node
     logits: ir.Value
     after: tuple[ir.Node, ...]
     operator: str
+    first: bool = False
 
 
 def find_tail(output: ir.Value) -> Tail | None:
@@ -50,7 +54,11 @@ def find_tail(output: ir.Value) -> Tail | None:
     after: list[ir.Node] = []
     value = output
     while (node := value.producer()) is not None and node.inputs and node.inputs[0] is not None:
-        if node.op_type in ("Softmax", "LogSoftmax", "Sigmoid"):
+        if node.op_type == "Concat" and (pair := _probability_and_rest(node)) is not None:
+            sigmoid, first = pair
+            assert sigmoid.inputs[0] is not None
+            return Tail(sigmoid, sigmoid.inputs[0], tuple(reversed(after)), "Sigmoid", first)
+        if node.op_type in ("Softmax", "LogSoftmax", "Sigmoid", "HardSigmoid"):
             return Tail(node, node.inputs[0], tuple(reversed(after)), node.op_type)
         if node.op_type == "Div" and (written_out := _softmax_written_out(node)) is not None:
             return Tail(node, written_out, tuple(reversed(after)), "Softmax")
@@ -66,7 +74,9 @@ def problem_of(tail: Tail) -> str | None:
     shape = shape_of(tail.logits)
     name = f"{tail.operator} {tail.node.name!r}"
     classes = [n for n in shape[1:] if n != 1]
-    if tail.operator == "Sigmoid":
+    if tail.operator == "HardSigmoid" and not classes:
+        return f"it ends in the {name} of one value, which no logit has"
+    if tail.operator in ("Sigmoid", "HardSigmoid"):
         if classes:
             return (
                 f"it ends in the {name} of {classes[0]} values: classes that do not exclude each other "
@@ -107,12 +117,12 @@ def cut(graph: ir.Graph, output: ir.Value, tail: Tail) -> ir.Value:
             value.name, value.shape, value.type = f"{moved.name}/logits", moved.shape, moved.type
             graph.insert_before(node, copy)
     if tail.operator == "Sigmoid":
-        value = _two_classes(graph, value)
+        value = _two_classes(graph, value, first=tail.first)
     return value
 
 
-def _two_classes(graph: ir.Graph, z: ir.Value) -> ir.Value:
-    """(N, 1), or the same with other dimensions of length 1 → (−z/2, z/2), (N, 2)."""
+def _two_classes(graph: ir.Graph, z: ir.Value, *, first: bool) -> ir.Value:
+    """(N, 1), also with more dimensions of length 1 → (−z/2, z/2), or (z/2, −z/2) where p is of the first."""
     dtype, batch = z.dtype, shape_of(z)[0]
     assert dtype is not None
     if len(shape_of(z)) != 2:
@@ -122,7 +132,8 @@ def _two_classes(graph: ir.Graph, z: ir.Value) -> ir.Value:
         column.name = f"{z.name}/as a column"
         graph.append(column)
         z = flat
-    halves = initializer(graph, f"{z.name}/halves", np.array([[-0.5, 0.5]], dtype=dtype.numpy()))
+    order = (0.5, -0.5) if first else (-0.5, 0.5)
+    halves = initializer(graph, f"{z.name}/halves", np.array([order], dtype=dtype.numpy()))
     node = ir.Node("", "Mul", [z, halves], name=f"{z.name}/two classes")
     (logits,) = node.outputs
     logits.name, logits.type = f"{z.name}/two classes", z.type
@@ -137,6 +148,22 @@ def _scales(node: ir.Node) -> bool:
     if factor is None or factor.const_value is None or factor.const_value.size != 1:
         return False
     return bool((factor.const_value.numpy() > 0).all())
+
+
+def _probability_and_rest(concat: ir.Node) -> tuple[ir.Node, bool] | None:
+    """The Sigmoid behind (1 − p, p) or (p, 1 − p), p (N, 1), and whether p comes first."""
+    parts = [value.producer() if value is not None else None for value in concat.inputs]
+    if len(parts) != 2 or attribute(concat, "axis", 0) not in (1, -1):
+        return None
+    for first, (p, rest) in ((True, parts), (False, parts[::-1])):
+        if p is None or rest is None or p.op_type != "Sigmoid" or rest.op_type != "Sub":
+            continue
+        one = rest.inputs[0].const_value if rest.inputs[0] is not None else None
+        if one is None or not (one.numpy() == 1).all() or rest.inputs[1] is not p.outputs[0]:
+            continue
+        if shape_of(p.outputs[0])[1:] == (1,):
+            return p, first
+    return None
 
 
 def _softmax_written_out(division: ir.Node) -> ir.Value | None:

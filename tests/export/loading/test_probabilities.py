@@ -131,6 +131,20 @@ def test_one_sigmoid_is_two_classes_whose_softmax_is_its_probability() -> None:
     np.testing.assert_allclose(got["gradient"], sign * z / 2, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("order", [("rest", "s"), ("s", "rest")])
+def test_both_probabilities_of_one_sigmoid_are_two_classes_in_their_order(order: tuple[str, str]) -> None:
+    tail = (
+        make("Sigmoid", ["z"], ["s"]),
+        make("Constant", [], ["one"], value_float=1.0),
+        make("Sub", ["one", "s"], ["rest"]),
+        make("Concat", list(order), ["p"], axis=1),
+    )
+    model = classifier(*tail, classes=1)
+    with pytest.warns(UserWarning, match="two classes"):
+        got = run(input_gradient(model))
+    np.testing.assert_allclose(softmax(got["logits"]), run(model)["p"], atol=1e-6)
+
+
 @pytest.mark.parametrize("moved", ["before", "after"])
 def test_one_sigmoid_without_a_dimension_of_classes(moved: str) -> None:
     squeeze = make("Squeeze", ["z", "axis"], ["zs"]), make("Sigmoid", ["zs"], ["p"])
@@ -155,6 +169,13 @@ def test_sigmoid_of_several_values_is_refused_by_name_and_its_input_may_be_named
         input_gradient(model)
     got = run(input_gradient(model, logits="z"))
     np.testing.assert_allclose(got["gradient"], run(input_gradient(classifier()))["gradient"], rtol=1e-5)
+
+
+def test_hard_sigmoids_are_refused_by_name() -> None:
+    for classes, reason in ((4, r"HardSigmoid 'hard' of 4 values.*multi-label"), (1, "which no logit has")):
+        model = classifier(make("HardSigmoid", ["z"], ["p"], name="hard"), classes=classes)
+        with pytest.raises(GraphError, match=reason):
+            input_gradient(model)
 
 
 def test_softmax_over_the_batch_is_refused() -> None:
