@@ -72,6 +72,7 @@ def main() -> None:
         (result,) = found["results"]
         results["evaluate"] = {
             "cpu_seconds": found["cpu_seconds"],
+            "cpu_seconds_of_the_defended_file": sum(row["cpu_seconds"] for row in result["attacks"]),
             "worst_case": result["worst_case"],
             "undefended": result["undefended"]["worst_case"],
         }
