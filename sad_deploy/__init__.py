@@ -13,12 +13,13 @@ from sad_runtime.version import __version__
 if TYPE_CHECKING:
     from .attack_config import Attack, AttackKind
     from .calibrated import load_calibrated
-    from .calibration import Calibration, CalibrationSettings, calibrate
+    from .calibration import calibrate
     from .classifier import SADClassifier, Standardize
     from .eta import EtaChoice, choose_eta
     from .export_bundle import export
     from .fold import fold_batchnorm
     from .models import build_model
+    from .sweep import Calibration, CalibrationSettings
 
 __all__ = [
     "Attack",
@@ -40,8 +41,8 @@ __all__ = [
 _HOME = {
     "Attack": "attack_config",
     "AttackKind": "attack_config",
-    "Calibration": "calibration",
-    "CalibrationSettings": "calibration",
+    "Calibration": "sweep",
+    "CalibrationSettings": "sweep",
     "EtaChoice": "eta",
     "SADClassifier": "classifier",
     "Standardize": "classifier",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 from collections.abc import Callable, Iterable
 
 import torch
@@ -15,6 +16,7 @@ from sad_runtime.manifest import InputSpace
 
 from .batch_checks import Batch
 from .classifier import standardized
+from .processes import ALONE, Processes
 from .saliency import evaluating, logits_of
 
 
@@ -84,6 +86,7 @@ def clean_accuracy(
     contenders: Callable[[], Iterable[Predictor]],
     batches: Iterable[Batch],
     input_space: InputSpace | None,
+    processes: Processes = ALONE,
 ) -> tuple[CleanAccuracy, list[Comparison]]:
     """Accuracy of Φ0 alone and of every contender, on the same images, in one run over them.
 
@@ -93,6 +96,7 @@ def clean_accuracy(
             weights.
         batches: Pixels in [0, 1], with labels or without, the same way throughout; sizes may differ.
         input_space: Pixels to network input; None when the network takes pixels as they are.
+        processes: That divide the batches among them; all get the same result.
 
     Returns:
         Φ0's accuracy, and the contenders beside it in their order.
@@ -104,7 +108,9 @@ def clean_accuracy(
     images_seen = plain_correct = 0
     counts: list[tuple[int, int, int]] = []
     reference = Reference.LABELS
-    for batch in batches:
+    for index, batch in enumerate(batches):
+        if not processes.takes(index):
+            continue
         images, labels = batch if isinstance(batch, (tuple, list)) else (batch, None)
         images = images.to(like.device, like.dtype)
         x = images if input_space is None else standardized(images, input_space)
@@ -115,17 +121,29 @@ def clean_accuracy(
             labels = plain
         labels = labels.to(like.device)
         right = plain == labels
-        found = [_counted(right, predict(x).argmax(dim=1) == labels) for predict in contenders()]
-        zeros = [(0, 0, 0)] * len(found)
-        counts = [(a + d, b + e, c + f) for (a, b, c), (d, e, f) in zip(counts or zeros, found, strict=True)]
+        counts = _added(
+            counts, [_counted(right, predict(x).argmax(dim=1) == labels) for predict in contenders()]
+        )
         plain_correct += int(right.sum())
         images_seen += len(x)
+    everywhere = processes.gather((images_seen, plain_correct, counts, reference))
+    images_seen = sum(seen for seen, _, _, _ in everywhere)
+    plain_correct = sum(correct for _, correct, _, _ in everywhere)
+    counts = functools.reduce(_added, [found for _, _, found, _ in everywhere])
+    reference = max((against for _, _, _, against in everywhere), key=list(Reference).index)
     if not images_seen:
         raise UserError("there are no images to measure clean accuracy on", hint="hold some out")
     return CleanAccuracy(plain_correct, images_seen, reference), [
         Comparison(CleanAccuracy(correct, images_seen, reference), lost, gained)
         for correct, lost, gained in counts
     ]
+
+
+def _added(a: list[tuple[int, int, int]], b: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
+    """Counts of the same contenders, or of none, together."""
+    if not a or not b:
+        return a or b
+    return [(p + s, q + t, r + u) for (p, q, r), (s, t, u) in zip(a, b, strict=True)]
 
 
 def _counted(plain: Tensor, contender: Tensor) -> tuple[int, int, int]:

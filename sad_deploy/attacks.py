@@ -71,13 +71,24 @@ def perturb(
         return (images + attack.epsilon * gradient(images).sign()).clamp(0, 1)
     adversarial = images
     if attack.random_start:
-        noise = torch.rand(images.shape, generator=generator, dtype=images.dtype)
+        noise = _noise(images, generator)
         adversarial = (images + attack.epsilon * (2 * noise.to(images.device) - 1)).clamp(0, 1)
     for _ in range(attack.steps):
         adversarial = adversarial + attack.alpha * gradient(adversarial).sign()
         adversarial = images + (adversarial - images).clamp(-attack.epsilon, attack.epsilon)
         adversarial = adversarial.clamp(0, 1)
     return adversarial
+
+
+def pass_over_start(images: Tensor, attack: Attack, generator: torch.Generator) -> None:
+    """Draw the random start of images that are not attacked, so that the next ones have theirs."""
+    if attack.kind is AttackKind.PGD and attack.random_start:
+        _noise(images, generator)
+
+
+def _noise(images: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Uniform in [0, 1), on the CPU, of the images' shape and type."""
+    return torch.rand(images.shape, generator=generator, dtype=images.dtype)
 
 
 def _check_labels(labels: Tensor, images: int, classes: int) -> None:

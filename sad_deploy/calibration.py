@@ -4,16 +4,15 @@ For every batch: x_adv = attack(Φ0, x, y); x_sadv = clip(x_adv + η·n(S0(x_adv
 BatchNorm layers in train mode. x_adv and S0 come from the frozen Φ0 and do not depend on η, so several η are
 calibrated in one run over the batches: per η only its statistics are kept, never the samples. Memory beyond
 one batch is two copies of the model and, per η, a few floats a channel.
+
+Several processes divide the batches: see :mod:`.processes`. What was done before an interruption is taken up
+again: see :mod:`.kept_state`. Either way a process goes over all batches, so that each has its own noise.
 """
 
 from __future__ import annotations
 
 import copy
-import dataclasses
-import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -21,197 +20,23 @@ from torch.nn import BatchNorm1d
 
 from sad_runtime.choices import Normalization
 from sad_runtime.errors import UserError
-from sad_runtime.manifest import InputSpace, Preprocessing
+from sad_runtime.manifest import InputSpace
 
-from .attacks import Attack, perturb
+from .attacks import Attack, pass_over_start, perturb
 from .batch_checks import Batch, BatchChecks
-from .batchnorm import (
-    Layers,
-    Statistics,
-    batchnorm_layers,
-    read_statistics,
-    recording_use,
-    relative_shift,
-    shorten,
-    update_statistics,
-    write_statistics,
-)
-from .classifier import Clip, add_saliency, check_clip, check_eta, standardized
+from .batchnorm import batchnorm_layers, recording_use
+from .classifier import Clip, check_eta, standardized
 from .fold import fold_batchnorm
+from .kept_state import NOT_KEPT, Keeper
 from .probabilities import refuse_probabilities
 from .saliency import saliency
-
-if TYPE_CHECKING:
-    from sad_runtime.bundle import Bundle
+from .sweep import Calibration, CalibrationSettings, CalibrationSweep
 
 Progress = Callable[[int], None]
 """Called after every batch with the number of batches done."""
 
 Grid = Callable[[Tensor, InputSpace], Sequence[float]]
 """From S0 of the first adversarial batch (N, C, H, W) and its input space to the η to calibrate for."""
-
-
-@dataclasses.dataclass(frozen=True)
-class CalibrationSettings:
-    """What one calibration does, apart from η; the fields are explained at :func:`calibrate`."""
-
-    normalization: Normalization = Normalization.NONE
-    clip: Clip | None = None
-    attack: Attack = dataclasses.field(default_factory=Attack)
-    input_space: InputSpace | None = None
-    momentum: float | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        check_clip(self.clip)
-        if self.momentum is not None and not (math.isfinite(self.momentum) and 0 < self.momentum <= 1):
-            raise UserError(
-                f"momentum must be within (0, 1], got {self.momentum}", hint="None is the cumulative average"
-            )
-
-
-@dataclasses.dataclass(frozen=True)
-class Calibration:
-    """A calibrated model and how it came about.
-
-    Attributes:
-        model: Φ1 in eval mode, on Φ0's device; unfolded.
-        eta: Hybridization ratio η it was calibrated for.
-        settings: Everything else that decided it.
-        batches: How many were used.
-        batch_size: Images in each.
-        shift: ‖statistics of Φ1 − of Φ0‖ / ‖of Φ0‖ over all updated layers.
-        unused_layers: BatchNorm layers that inference does not reach (auxiliary heads); left as they were.
-        original: Φ0's statistics of the others.
-    """
-
-    model: nn.Module
-    eta: float
-    settings: CalibrationSettings
-    batches: int
-    batch_size: int
-    shift: float
-    unused_layers: tuple[str, ...]
-    original: Mapping[str, Statistics] = dataclasses.field(default_factory=dict, repr=False)
-
-    def base(self) -> nn.Module:
-        """Φ0, a copy."""
-        model = copy.deepcopy(self.model)
-        write_statistics(batchnorm_layers(model), self.original)
-        return model
-
-    def save(
-        self,
-        directory: Path | str,
-        *,
-        samples: Tensor | tuple[Tensor, Tensor],
-        classes: Sequence[str] | None = None,
-        model: str | None = None,
-        preprocessing: Preprocessing | None = None,
-    ) -> Bundle:
-        """Write a bundle that :func:`sad_deploy.export` and ``sad-deploy export`` take.
-
-        Args:
-            directory: Its folder; a bundle there is replaced.
-            samples: At least two real images (N, C, H, W), pixels in [0, 1], not calibrated on, alone or with
-                class indices (N,). Every export is verified on them.
-            classes: Names in the order of the logits; numbers by default.
-            model: What builds the network anew, as for ``--model``: ``package.module:factory`` for example.
-                Without it the bundle carries the network as a graph: it can be exported and served, and
-                ``load_calibrated(directory, model=…)`` needs the network given.
-            preprocessing: Image file to pixels; by default a resize to the samples' size.
-
-        Returns:
-            The bundle.
-
-        Raises:
-            UserError: The samples do not fit, the network cannot be exported or built by that name, the clip
-                is not the pixel range, or the folder cannot be written.
-        """
-        from .in_memory import save_calibration
-
-        return save_calibration(
-            self,
-            directory,
-            samples=samples,
-            classes=classes,
-            model=model,
-            preprocessing=preprocessing,
-        )
-
-
-class CalibrationSweep:
-    """Statistics for several η over one set of weights; filled by :class:`CalibrationRun`."""
-
-    def __init__(self, model: nn.Module, settings: CalibrationSettings) -> None:
-        self.etas: tuple[float, ...] = ()
-        self.settings = settings
-        self.batches = 0
-        self.batch_size = 0
-        self._all_layers = tuple(batchnorm_layers(model))
-        self._requires_grad = [parameter.requires_grad for parameter in model.parameters()]
-        self._phi1 = copy.deepcopy(model).eval().requires_grad_(False)
-        self._layers: Layers = {}
-        self._original: Mapping[str, Statistics] = {}
-        self._by_eta: dict[float, Mapping[str, Statistics]] = {}
-
-    def start(self, etas: Sequence[float], reached: set[str]) -> None:
-        """Choose the η, the layers to update and their first statistics; layers not reached keep theirs."""
-        layers = batchnorm_layers(self._phi1)
-        self._layers = {name: layer for name, layer in layers.items() if name in reached}
-        if not self._layers:
-            raise UserError(
-                f"the forward pass reaches none of the BatchNorm layers: {shorten(list(layers))}",
-                hint="give a network that uses its BatchNorm layers in eval mode",
-            )
-        self._original = read_statistics(self._layers)
-        if self.settings.momentum is None:
-            for layer in self._layers.values():
-                layer.reset_running_stats()
-        self.etas = tuple(dict.fromkeys(map(check_eta, etas)))
-        self._by_eta = dict.fromkeys(self.etas, read_statistics(self._layers))
-
-    def lay_out(self, layout: torch.memory_format) -> None:
-        """Keep Φ1's convolution weights in another order in memory while it is calibrated."""
-        self._phi1.to(memory_format=layout)
-
-    def keep(self, etas: Collection[float]) -> None:
-        """Calibrate on for these η only; the statistics of the others are forgotten."""
-        self.etas = tuple(eta for eta in self.etas if eta in etas)
-        self._by_eta = {eta: self._by_eta[eta] for eta in self.etas}
-
-    def update(self, x_adv: Tensor, s0: Tensor) -> None:
-        """Add one batch: x_adv (N, C, H, W) in the network's input space, and S0 of it."""
-        settings = self.settings
-        for eta in self.etas:
-            x_sadv = add_saliency(
-                x_adv, s0, eta=eta, normalization=settings.normalization, clip=settings.clip
-            )
-            update_statistics(self.model_at(eta), self._layers, x_sadv, momentum=settings.momentum)
-            self._by_eta[eta] = read_statistics(self._layers)
-        self.batches += 1
-        self.batch_size = len(x_adv)
-
-    def model_at(self, eta: float) -> nn.Module:
-        """Φ1 for one η. It is one module for all η: asking for another η changes it."""
-        write_statistics(self._layers, self._by_eta[eta])
-        return self._phi1
-
-    def calibration(self, eta: float) -> Calibration:
-        """The calibration for one η, with a model of its own."""
-        model = copy.deepcopy(self.model_at(eta)).to(memory_format=torch.contiguous_format)
-        for parameter, flag in zip(model.parameters(), self._requires_grad, strict=True):
-            parameter.requires_grad_(flag)
-        return Calibration(
-            model=model,
-            eta=eta,
-            settings=self.settings,
-            batches=self.batches,
-            batch_size=self.batch_size,
-            shift=relative_shift(self._original, self._by_eta[eta]),
-            unused_layers=tuple(name for name in self._all_layers if name not in self._layers),
-            original=self._original,
-        )
 
 
 def calibrate(
@@ -268,6 +93,7 @@ def calibrate_each(
     settings: CalibrationSettings,
     *,
     progress: Progress | None = None,
+    keeper: Keeper = NOT_KEPT,
 ) -> CalibrationSweep:
     """Algorithm 1 for several η in one run: one attack and one S0 a batch, then one forward pass an η.
 
@@ -277,14 +103,16 @@ def calibrate_each(
         etas: The hybridization ratios.
         settings: Everything else.
         progress: Told after every batch.
+        keeper: Of the state in between, and of the processes that divide the batches among them; each of
+            these is given all batches.
 
     Returns:
-        The statistics for every η.
+        The statistics for every η, settled.
 
     Raises:
         UserError: As :func:`calibrate`.
     """
-    run = CalibrationRun(model, etas, settings)
+    run = CalibrationRun(model, etas, settings, keeper)
     for batch in batches:
         run.add(batch)
         if progress is not None:
@@ -303,11 +131,19 @@ class CalibrationRun:
         model: Φ0; not modified.
         etas: The hybridization ratios, or what decides on them when S0 is first seen.
         settings: Everything else.
+        keeper: Of the state in between, and of the processes that divide the batches among them.
     """
 
-    def __init__(self, model: nn.Module, etas: Sequence[float] | Grid, settings: CalibrationSettings) -> None:
-        self.sweep = CalibrationSweep(model, settings)
+    def __init__(
+        self,
+        model: nn.Module,
+        etas: Sequence[float] | Grid,
+        settings: CalibrationSettings,
+        keeper: Keeper = NOT_KEPT,
+    ) -> None:
+        self.sweep = CalibrationSweep(model, settings, keeper.processes)
         self._etas = etas if callable(etas) else tuple(map(check_eta, etas))
+        self._processes, self._keeper = keeper.processes, keeper
         self._phi0 = copy.deepcopy(model).eval().requires_grad_(False)
         layers = batchnorm_layers(self._phi0)
         single = any(isinstance(layer, BatchNorm1d) for layer in layers.values())
@@ -316,7 +152,7 @@ class CalibrationRun:
         self._layout = torch.contiguous_format
 
     def add(self, batch: Batch) -> None:
-        """Update the statistics for every η.
+        """Update the statistics for every η, or pass over a batch that need not be done here.
 
         Raises:
             UserError: The batch is unusable; it is named, and no statistics have changed.
@@ -325,16 +161,32 @@ class CalibrationRun:
         images, labels = self._checks.checked(index, batch)
         like = next((p for p in self._phi0.parameters() if p.is_floating_point()), torch.zeros(()))
         images = images.to(like.device, like.dtype)
-        settings = self.sweep.settings
-        space = settings.input_space or _pixels(images)
-        reached = self._prepare(standardized(images, space)) if not index else set()
+        space = self.sweep.settings.input_space or _pixels(images)
+        is_first = index == self._processes.rank
+        reached = self._prepare(standardized(images, space)) if is_first else set()
+        if index < self._keeper.done or not self._processes.takes(index):
+            if is_first:
+                self.sweep.start(self._keeper.etas, reached)
+                self.sweep.restore(self._keeper.state)
+            pass_over_start(images, self.sweep.settings.attack, self._generator)
+            self.sweep.pass_over(len(images))
+        else:
+            self._add(images, labels, space, reached if is_first else None)
+        if (index + 1) % self._processes.count == 0 and index >= self._keeper.done:
+            self._keeper.after(self.sweep)
+
+    def _add(
+        self, images: Tensor, labels: Tensor | None, space: InputSpace, reached: set[str] | None
+    ) -> None:
+        """One batch of this process' own; ``reached`` with the first."""
+        settings, index = self.sweep.settings, self.sweep.batches
         images = images.contiguous(memory_format=self._layout)
         adversarial = perturb(self._phi0, images, labels, settings.attack, space, generator=self._generator)
         x_adv = standardized(adversarial, space)
         s0, _ = saliency(self._phi0, x_adv)
-        if not index:
+        if reached is not None:
             etas = self._etas(s0, space) if callable(self._etas) else self._etas
-            self.sweep.start(etas, reached)
+            self.sweep.start(self._processes.gather(etas)[0], reached)
         try:
             self.sweep.update(x_adv, s0)
         except UserError as error:
@@ -357,7 +209,7 @@ class CalibrationRun:
         return reached
 
     def finish(self) -> CalibrationSweep:
-        """The statistics, if they are of at least two batches.
+        """The statistics, settled, if they are of at least two batches.
 
         Raises:
             UserError: They are not.
@@ -367,6 +219,7 @@ class CalibrationRun:
                 f"calibration needs at least two batches, got {self.sweep.batches}",
                 hint="use more images or a smaller batch size",
             )
+        self.sweep.settle()
         return self.sweep
 
 

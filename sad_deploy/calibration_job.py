@@ -7,6 +7,7 @@ import functools
 import math
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,16 +17,19 @@ from sad_runtime.errors import UserError
 
 from .accuracy import CleanAccuracy, Comparison, clean_accuracy
 from .batch_checks import Batch
-from .calibration import Calibration, CalibrationSettings, calibrate_each
+from .calibration import calibrate_each
 from .classifier import SADClassifier, standardized
 from .data import CalibrationData, ImageSet, every_batch, training_batches
 from .eta import SCOUTING, EtaChoice, choose_eta
 from .eta_grid import defended
+from .kept_state import FileKeeper, Keeper, identity_of
 from .label_order import check_label_order
 from .preparation import Preparation
+from .processes import ALONE, Processes
 from .progress import Report
 from .recipe import Recipe
 from .saliency import evaluating, logits_of
+from .sweep import Calibration, CalibrationSettings
 
 HELD_OUT_IMAGES = 1000
 """Most images η is chosen on, and clean accuracy reported on."""
@@ -58,6 +62,7 @@ class Outcome:
         chose: Whether η was chosen on these very images.
         data: All images.
         seconds: What calibration took, its measuring of η included.
+        resumed: Batches that were done before an interruption.
     """
 
     calibration: Calibration
@@ -70,6 +75,7 @@ class Outcome:
     chose: bool
     data: CalibrationData
     seconds: float
+    resumed: int = 0
 
     @property
     def drop(self) -> float:
@@ -82,17 +88,44 @@ class Outcome:
         return self.calibration.batches * self.calibration.batch_size
 
 
-def run(recipe: Recipe, preparation: Preparation, report: Report) -> Outcome:
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    """Where a calibration keeps its state while it is made.
+
+    Attributes:
+        file: The file.
+        resume: Whether to go on from what is there.
+    """
+
+    file: Path
+    resume: bool = False
+
+
+def run(
+    recipe: Recipe,
+    preparation: Preparation,
+    report: Report,
+    *,
+    kept: Kept | None = None,
+    processes: Processes = ALONE,
+) -> Outcome:
     """Read the images, choose η if it is to be chosen, calibrate, and measure clean accuracy.
 
     Args:
         recipe: What was asked for.
         preparation: What :func:`~sad_deploy.preparation.prepare` made of it.
         report: Told of every batch.
+        kept: Where the state is kept; nowhere if not given.
+        processes: That work together; all of them get the outcome.
 
     Raises:
-        UserError: The images cannot be used, or no η of the grid does anything.
+        UserError: The images cannot be used, no η of the grid does anything, or the state that is kept is of
+            another calibration.
     """
+    if preparation.batches < processes.count:
+        raise UserError(
+            f"{preparation.batches} batches are fewer than {processes.count} processes", hint="start fewer"
+        )
     data = preparation.data.load(
         preparation.preprocessing,
         calibration=preparation.batches * recipe.batch_size,
@@ -108,18 +141,31 @@ def run(recipe: Recipe, preparation: Preparation, report: Report) -> Outcome:
     if recipe.eta is None:
         data = data.with_test(LEAST_TEST_IMAGES, recipe.seed)
     check_labels(preparation, data, report)
+    keeper = Keeper(processes)
+    if kept is not None:
+        sets = {"calibration": data.calibration, "held out": data.held_out}
+        identity = identity_of(preparation.model, sets, recipe, processes)
+        keeper = FileKeeper(kept.file, identity, processes, resume=kept.resume)
     start = time.monotonic()
-    choice = _chosen(recipe, preparation, data, report) if recipe.eta is None else None
-    calibration = choice.calibration if choice else _given(recipe, preparation, data, report)
+    choice = _chosen(recipe, preparation, data, report, keeper) if recipe.eta is None else None
+    calibration = choice.calibration if choice else _given(recipe, preparation, data, report, keeper)
     seconds = time.monotonic() - start
     images = data.held_out if data.test is None else data.test
     split = "test" if own_test else "held-out" if data.validation is None else "validation"
     chose = choice is not None and data.test is None
-    before, (first_pass, after), moved = _measured(preparation, calibration, images, report)
-    return Outcome(calibration, choice, before, first_pass, after, moved, split, chose, data, seconds)
+    before, (first_pass, after), moved = _measured(preparation, calibration, images, report, processes)
+    return Outcome(
+        calibration, choice, before, first_pass, after, moved, split, chose, data, seconds, keeper.done
+    )
 
 
-def _chosen(recipe: Recipe, preparation: Preparation, data: CalibrationData, report: Report) -> EtaChoice:
+def _chosen(
+    recipe: Recipe,
+    preparation: Preparation,
+    data: CalibrationData,
+    report: Report,
+    keeper: Keeper,
+) -> EtaChoice:
     calibrated = 0
     steps = math.ceil(len(data.held_out) / _EVALUATION_BATCH)
 
@@ -144,17 +190,31 @@ def _chosen(recipe: Recipe, preparation: Preparation, data: CalibrationData, rep
         allow_drop=recipe.allow_drop,
         progress=batch_done,
         held_out_progress=held_out_done,
+        keeper=keeper,
     )
 
 
-def _given(recipe: Recipe, preparation: Preparation, data: CalibrationData, report: Report) -> Calibration:
+def _given(
+    recipe: Recipe,
+    preparation: Preparation,
+    data: CalibrationData,
+    report: Report,
+    keeper: Keeper,
+) -> Calibration:
     assert recipe.eta is not None
 
     def done(count: int) -> None:
         report("calibrating", count, preparation.batches)
 
     batches, settings = batches_of(recipe, preparation, data), settings_of(recipe, preparation)
-    sweep = calibrate_each(preparation.model, batches, (recipe.eta,), settings, progress=done)
+    sweep = calibrate_each(
+        preparation.model,
+        batches,
+        (recipe.eta,),
+        settings,
+        progress=done,
+        keeper=keeper,
+    )
     return sweep.calibration(recipe.eta)
 
 
@@ -180,7 +240,11 @@ def settings_of(recipe: Recipe, preparation: Preparation) -> CalibrationSettings
 
 
 def _measured(
-    preparation: Preparation, calibration: Calibration, images: ImageSet, report: Report
+    preparation: Preparation,
+    calibration: Calibration,
+    images: ImageSet,
+    report: Report,
+    processes: Processes,
 ) -> tuple[CleanAccuracy, list[Comparison], float]:
     settings, model = calibration.settings, calibration.model
     classifier = SADClassifier(
@@ -199,8 +263,9 @@ def _measured(
 
     watched = _watched(images, functools.partial(report, "measuring clean accuracy"))
     before, after = clean_accuracy(
-        preparation.model, lambda: (first_pass, second_pass), watched, preparation.input_space
+        preparation.model, lambda: (first_pass, second_pass), watched, preparation.input_space, processes
     )
+    moved = [levels for each in processes.gather(moved) for levels in each]
     return before, after, sum(moved) / len(moved)
 
 

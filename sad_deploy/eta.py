@@ -16,6 +16,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,13 +24,16 @@ from torch import Tensor, nn
 from sad_runtime.errors import UserError
 from sad_runtime.manifest import InputSpace
 
-from .accuracy import CleanAccuracy, Comparison, Predictor, clean_accuracy
+from .accuracy import CleanAccuracy, Comparison, Predictor, Reference, clean_accuracy
 from .batch_checks import Batch
-from .calibration import Calibration, CalibrationRun, CalibrationSettings, CalibrationSweep, Grid, Progress
+from .calibration import CalibrationRun, Grid, Progress
 from .classifier import SADClassifier
 from .eta_grid import MOVES_NOTHING, defended, grid_for
+from .kept_state import NOT_KEPT, Keeper
+from .processes import Processes
 from .recipe import MAX_DROP
 from .saliency import logits_of
+from .sweep import Calibration, CalibrationSettings, CalibrationSweep
 
 ETA_GRID = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2)
 """All of the paper's values (Tables 4 and 5, 0.2 … 1.2), and small ones for raw pixel space."""
@@ -116,6 +120,7 @@ def choose_eta(
     allow_drop: bool = False,
     progress: Progress | None = None,
     held_out_progress: Progress | None = None,
+    keeper: Keeper = NOT_KEPT,
 ) -> EtaChoice:
     """Calibrate for several η and take the largest that costs at most ``max_drop`` points.
 
@@ -130,6 +135,7 @@ def choose_eta(
         allow_drop: Go on to the end where no η can keep the limit.
         progress: Told after every calibration batch.
         held_out_progress: Told after every held-out batch; counts from 1 again the second time.
+        keeper: Of the state in between, and of the processes that divide all batches among them.
 
     Returns:
         The choice; ``within_limit`` is False when every η costs more: do not use it unasked.
@@ -144,11 +150,13 @@ def choose_eta(
     told = functools.partial(_told, held_out, held_out_progress)
     if grid is not None and not any(eta > 0 for eta in grid):
         raise UserError("the grid has no eta above 0: there is nothing to choose")
-    run = CalibrationRun(model, _with_zero(grid, settings), settings)
-    scout = _Scout(model, run.sweep, max_drop, prunes=grid is None, stops=not allow_drop)
+    run = CalibrationRun(model, _with_zero(grid, settings), settings, keeper)
+    scout = _Scout(model, run.sweep, max_drop, keeper.processes, prunes=grid is None, stops=not allow_drop)
+    scout.take_up(keeper.notes)
     for batch in batches:
         if not scout.rows and run.sweep.batches >= max(2, _SCOUTED / max(1, run.sweep.batch_size)):
             scout.look(told())
+            keeper.note(scout.notes())
             if scout.stopped:
                 break
         run.add(batch)
@@ -157,7 +165,9 @@ def choose_eta(
     sweep = run.finish()
     if not scout.rows and grid is None:  # else all would be measured on all images
         scout.look(told(), at_the_end=True)
-    plain, final = (scout.plain, scout.rows) if scout.stopped else _measured(model, sweep, told())
+    plain, final = (
+        (scout.plain, scout.rows) if scout.stopped else _measured(model, sweep, told(), keeper.processes)
+    )
     assert plain is not None
     rows = dict(sorted((scout.rows | final).items()))
     _refuse_flat(rows)
@@ -173,14 +183,22 @@ class _Scout:
         model: Φ0.
         sweep: Its statistics so far.
         max_drop: The limit, in points.
+        processes: That measure together.
         prunes: Whether only the η around the limit go on.
         stops: Whether the run ends where nothing can be within the limit.
     """
 
     def __init__(
-        self, model: nn.Module, sweep: CalibrationSweep, max_drop: float, *, prunes: bool, stops: bool
+        self,
+        model: nn.Module,
+        sweep: CalibrationSweep,
+        max_drop: float,
+        processes: Processes,
+        *,
+        prunes: bool,
+        stops: bool,
     ) -> None:
-        self.model, self.sweep, self.max_drop = model, sweep, max_drop
+        self.model, self.sweep, self.max_drop, self.processes = model, sweep, max_drop, processes
         self.prunes, self.stops = prunes, stops
         self.plain: CleanAccuracy | None = None
         self.rows: dict[float, EtaRow] = {}
@@ -194,13 +212,37 @@ class _Scout:
         """
         etas = self.sweep.etas
         tried = {0.0, *etas[1::2]} if self.prunes else etas
-        self.plain, self.rows = _measured(self.model, self.sweep, _some(held_out, SCOUTING), etas=tried)
+        self.sweep.settle()
+        some = _some(held_out, SCOUTING)
+        self.plain, self.rows = _measured(self.model, self.sweep, some, self.processes, etas=tried)
         _refuse_flat(self.rows)
         hopeless = all(row.comparison.interval[0] > self.max_drop + _HOPELESS for row in self.rows.values())
         self.stopped = hopeless and self.stops and not at_the_end
         pays = not at_the_end or self.plain.images >= SCOUTING
         if self.prunes and not self.stopped and pays:
             self.sweep.keep(_worth_going_on(etas, self.rows, self.max_drop))
+
+    def notes(self) -> dict[str, Any]:
+        """What was found, as JSON values."""
+        assert self.plain is not None
+        return {
+            "plain": dataclasses.asdict(self.plain),
+            "rows": [dataclasses.asdict(row) for row in self.rows.values()],
+        }
+
+    def take_up(self, notes: dict[str, Any] | None) -> None:
+        """What :meth:`notes` gave before an interruption."""
+        if notes is None:
+            return
+        self.plain = _accuracy(notes["plain"])
+        for each in notes["rows"]:
+            compared = each["comparison"]
+            comparison = Comparison(_accuracy(compared["accuracy"]), compared["lost"], compared["gained"])
+            self.rows[each["eta"]] = EtaRow(each["eta"], each["grey_levels"], comparison, each["batches"])
+
+
+def _accuracy(said: dict[str, Any]) -> CleanAccuracy:
+    return CleanAccuracy(said["correct"], said["images"], Reference(said["reference"]))
 
 
 def _with_zero(grid: Sequence[float] | None, settings: CalibrationSettings) -> Grid:
@@ -211,9 +253,14 @@ def _with_zero(grid: Sequence[float] | None, settings: CalibrationSettings) -> G
 
 
 def _measured(
-    model: nn.Module, sweep: CalibrationSweep, held_out: Iterable[Batch], *, etas: Collection[float] = ()
+    model: nn.Module,
+    sweep: CalibrationSweep,
+    held_out: Iterable[Batch],
+    processes: Processes,
+    *,
+    etas: Collection[float] = (),
 ) -> tuple[CleanAccuracy, dict[float, EtaRow]]:
-    """Φ0's accuracy, and a row for each of some η or all, with the statistics that the sweep has now."""
+    """Φ0's accuracy, and a row for each of some η or all, with the statistics that the sweep settled last."""
     settings = sweep.settings
     measured = [eta for eta in sweep.etas if not etas or eta in etas]
     moved: dict[float, list[float]] = {eta: [] for eta in measured}
@@ -233,7 +280,9 @@ def _measured(
         for eta in measured:
             yield functools.partial(answered, eta)
 
-    plain, comparisons = clean_accuracy(model, contenders, held_out, settings.input_space)
+    plain, comparisons = clean_accuracy(model, contenders, held_out, settings.input_space, processes)
+    everywhere = processes.gather(moved)
+    moved = {eta: [levels for each in everywhere for levels in each[eta]] for eta in measured}
     rows = zip(measured, comparisons, strict=True)
     return plain, {
         eta: EtaRow(eta, sum(moved[eta]) / len(moved[eta]), comparison, sweep.batches)

@@ -6,8 +6,8 @@ from sad_runtime.choices import Normalization
 from sad_runtime.errors import UserError
 
 from .attack_config import AttackKind
-from .calibration import CalibrationSettings
 from .eta import EtaChoice, EtaRow
+from .sweep import CalibrationSettings
 
 _NOISE = 2.0
 """Points of a drop's 95 % interval, to either side, beyond which its images are too few for the limit."""

@@ -22,12 +22,12 @@ from sad_runtime.errors import BundleError, UserError
 from sad_runtime.manifest import Color, Defence, InputSpace, Manifest, ModelSource, Preprocessing
 
 from .calibrated import FORWARD, check_rebuilds, write_calibrated
-from .calibration import Calibration
 from .classifier import SADClassifier, standardized
 from .data.image_set import ImageSet
 from .exportable import exportable
 from .models.plain import fix_weights
 from .saliency import evaluating, logits_of
+from .sweep import Calibration
 
 ANSWERS = "pytorch.npz"
 """What PyTorch said of the bundle's first images: ``logits``, ``saliency``, ``plain_logits``."""

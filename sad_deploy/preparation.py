@@ -34,6 +34,7 @@ from .models.sources import check_model_name, classes_in, takes_num_classes, tra
 from .models.stated import class_names_beside
 from .network_input import network_input
 from .probabilities import refuse_probabilities, trial_images
+from .processes import local_rank
 from .recipe import BATCHES, DEFAULT_MODEL, EMBEDDED, Recipe
 from .saliency import differentiable, evaluating, logits_of
 
@@ -255,7 +256,9 @@ def _device(name: str) -> torch.device:
         raise UserError(
             "--device cuda: torch sees no usable GPU here", hint="use --device cpu, or install a driver"
         )
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", local_rank() % torch.cuda.device_count())
 
 
 def _find_weights(recipe: Recipe) -> tuple[Pretrained | None, Path | None]:

@@ -23,7 +23,7 @@ from sad_runtime.labelled import Share
 from sad_runtime.manifest import InputSpace
 
 from .batch_checks import Batch
-from .calibration import CalibrationRun, CalibrationSettings
+from .calibration import CalibrationRun
 from .calibration_job import batches_of, check_labels, settings_of
 from .classifier import SADClassifier, standardized
 from .eta_grid import defended, grid_for
@@ -35,6 +35,7 @@ from .preparation import Preparation
 from .progress import Report
 from .recipe import Recipe, Update
 from .saliency import evaluating, input_gradient, logits_of
+from .sweep import CalibrationSettings
 
 BOTH_PASSES, FIRST_PASS = "both passes, S constant", "first pass, transferred"
 """The ways of the attack."""
