@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ from .classifier import SADClassifier, standardized
 from .data import CalibrationData, ImageSet, every_batch, training_batches
 from .eta import SCOUTING, EtaChoice, choose_eta
 from .eta_grid import defended
-from .kept_state import FileKeeper, Keeper, identity_of
+from .kept_state import FileKeeper, Keeper, identity_of, warn
 from .label_order import check_label_order
 from .preparation import Preparation
 from .processes import ALONE, Processes
@@ -95,10 +95,12 @@ class Kept:
     Attributes:
         file: The file.
         resume: Whether to go on from what is there.
+        notice: Called with a line when it cannot be written.
     """
 
     file: Path
     resume: bool = False
+    notice: Callable[[str], None] = warn
 
 
 def run(
@@ -145,7 +147,7 @@ def run(
     if kept is not None:
         sets = {"calibration": data.calibration, "held out": data.held_out}
         identity = identity_of(preparation.model, sets, recipe, processes)
-        keeper = FileKeeper(kept.file, identity, processes, resume=kept.resume)
+        keeper = FileKeeper(kept.file, identity, processes, resume=kept.resume, notice=kept.notice)
     start = time.monotonic()
     choice = _chosen(recipe, preparation, data, report, keeper) if recipe.eta is None else None
     calibration = choice.calibration if choice else _given(recipe, preparation, data, report, keeper)

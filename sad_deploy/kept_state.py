@@ -11,7 +11,8 @@ import contextlib
 import hashlib
 import json
 import time
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,11 @@ _SHARE = 50
 
 State = dict[float, tuple[Tensor, int]]
 """As :meth:`.sweep.CalibrationSweep.state` gives it."""
+
+
+def warn(message: str) -> None:
+    """A warning of Python's."""
+    warnings.warn(message, stacklevel=2)
 
 
 class Keeper:
@@ -80,16 +86,23 @@ class FileKeeper(Keeper):
         identity: What makes this calibration the same as the one that was interrupted, by name.
         processes: That work together; the first one writes.
         resume: Whether to go on from what is there.
+        notice: Called with a line once the file cannot be written: the calibration goes on without.
 
     Raises:
         UserError: What is there is of another calibration, or cannot be read.
     """
 
     def __init__(
-        self, path: Path, identity: Mapping[str, str], processes: Processes, *, resume: bool
+        self,
+        path: Path,
+        identity: Mapping[str, str],
+        processes: Processes,
+        *,
+        resume: bool,
+        notice: Callable[[str], None] = warn,
     ) -> None:
         super().__init__(processes)
-        self._path, self._identity = path, dict(identity)
+        self._path, self._identity, self._notice, self._is_kept = path, dict(identity), notice, True
         self._saved_at, self._cost = time.monotonic(), 0.0
         read = _read(path, self._identity) if resume and processes.is_first else None
         found = processes.gather(read)[0]
@@ -110,15 +123,19 @@ class FileKeeper(Keeper):
         """Save the state if the last time is long enough ago.
 
         Raises:
-            UserError: It cannot be written, or another process has ended.
+            UserError: Another process has ended.
         """
         waited = time.monotonic() - self._saved_at
         if not self.processes.gather(waited > max(_LEAST_APART, _SHARE * self._cost))[0]:
             return
         started = time.monotonic()
         states = self.processes.gather(sweep.state())
-        if self.processes.is_first:
-            self._write(sweep, states)
+        if self.processes.is_first and self._is_kept:
+            try:
+                self._write(sweep, states)
+            except UserError as error:
+                self._is_kept = False
+                self._notice(f"{error.message}; the state of this calibration is not kept any more")
         self._saved_at = time.monotonic()
         self._cost = self._saved_at - started
 

@@ -13,7 +13,7 @@ from sad_runtime.extras import require
 
 from .calibrate_options import CalibrateOptions
 from .calibrate_report import print_input, print_outcome
-from .console import interruptible, print_hint, print_json, print_note, print_result, talk
+from .console import interruptible, print_hint, print_json, print_note, print_result, print_warning, talk
 from .options import DEFAULT_BUNDLE, RESULT, AsJson, expanded
 from .progress import progress
 
@@ -74,7 +74,7 @@ def calibrate(
     from sad_deploy.preparation import prepare
     from sad_deploy.processes import joined
 
-    kept = Kept(state_file(out), resume)
+    kept = Kept(state_file(out), resume, print_warning)
     with joined() as processes:
         if processes.is_first:
             _written(recipe, out, kept, processes, as_json=as_json)
@@ -96,7 +96,12 @@ def _written(recipe: Recipe, out: Path, kept: Kept, processes: Processes, *, as_
         print_input(recipe, preparation)
         if kept.resume and not kept.file.exists():
             print_note(f"{kept.file} does not exist: there is nothing to go on with, and it begins anew")
-        outcome = run(recipe, preparation, report, kept=kept, processes=processes)
+        try:
+            outcome = run(recipe, preparation, report, kept=kept, processes=processes)
+        except UserError:
+            if not kept.resume and processes.count == 1:  # the same again would end in the same way
+                forget(kept.file)
+            raise
     print_outcome(recipe, outcome, figures=not as_json)
     if outcome.choice is not None and not outcome.choice.within_limit and not recipe.allow_drop:
         forget(kept.file)

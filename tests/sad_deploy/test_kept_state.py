@@ -95,3 +95,11 @@ def test_the_state_of_another_calibration_is_refused(state: Path) -> None:
         FileKeeper(state, WHO, ALONE, resume=True)
     forget(state)
     assert FileKeeper(state, WHO, ALONE, resume=True).done == 0
+
+
+def test_a_state_that_cannot_be_written_ends_nothing(state: Path) -> None:
+    (state.parent / "file").touch()
+    said: list[str] = []
+    keeper = FileKeeper(state.parent / "file" / "state", WHO, ALONE, resume=False, notice=said.append)
+    calibrate_each(small_network(), BATCHES[:4], (0.3,), SETTINGS, keeper=keeper)
+    assert len(said) == 1 and "not kept any more" in said[0]
