@@ -117,6 +117,8 @@ def calibrate_each(
         run.add(batch)
         if progress is not None:
             progress(run.sweep.batches)
+        if run.is_enough():
+            break
     return run.finish()
 
 
@@ -207,6 +209,11 @@ class CalibrationRun:
             self._phi0.to(memory_format=self._layout)
             self.sweep.lay_out(self._layout)
         return reached
+
+    def is_enough(self) -> bool:
+        """Whether the statistics have converged as far as is asked for, which is looked at once a round."""
+        done, count = self.sweep.batches, self._processes.count
+        return done % count == 0 and done >= self._keeper.done and self.sweep.is_converged()
 
     def finish(self) -> CalibrationSweep:
         """The statistics, settled, if they are of at least two batches.

@@ -238,6 +238,7 @@ def settings_of(recipe: Recipe, preparation: Preparation) -> CalibrationSettings
         input_space=preparation.input_space,
         momentum=recipe.momentum,
         seed=recipe.seed,
+        tolerance=recipe.tolerance,
     )
 
 

@@ -162,6 +162,8 @@ def choose_eta(
         run.add(batch)
         if progress is not None:
             progress(run.sweep.batches)
+        if scout.rows and run.is_enough():
+            break
     sweep = run.finish()
     if not scout.rows and grid is None:  # else all would be measured on all images
         scout.look(told(), at_the_end=True)

@@ -12,8 +12,9 @@ import hashlib
 import json
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from sad_runtime.files import written_whole
 
 from .data import ImageSet
 from .processes import ALONE, Processes
+from .running_statistics import Share
 from .sweep import CalibrationSweep
 
 _KEY = "sad_deploy_calibration"
@@ -37,7 +39,7 @@ _LEAST_APART = 0.2
 _SHARE = 50
 """How many times as long as the last saving took it is at least until the next one: 2 % of the time."""
 
-State = dict[float, tuple[Tensor, int]]
+State = Mapping[float, Share]
 """As :meth:`.sweep.CalibrationSweep.state` gives it."""
 
 
@@ -62,7 +64,7 @@ class Keeper:
 
     done = 0
     etas: tuple[float, ...] = ()
-    state: Mapping[float, tuple[Tensor, int]] = {}
+    state: State = MappingProxyType({})
     notes: Any = None
 
     def __init__(self, processes: Processes = ALONE) -> None:
@@ -111,7 +113,11 @@ class FileKeeper(Keeper):
         said, tensors = found
         self.done, self.etas, self.notes = said["batches"], tuple(said["etas"]), said["notes"]
         self.state = {
-            eta: (tensors[f"{processes.rank}/{i}"], said["until"][processes.rank])
+            eta: Share(
+                tensors[f"{processes.rank}/{i}/sum"],
+                tensors[f"{processes.rank}/{i}/squares"],
+                *said["counts"][processes.rank],
+            )
             for i, eta in enumerate(self.etas)
         }
 
@@ -139,22 +145,27 @@ class FileKeeper(Keeper):
         self._saved_at = time.monotonic()
         self._cost = self._saved_at - started
 
-    def _write(self, sweep: CalibrationSweep, states: list[State]) -> None:
+    def _write(self, sweep: CalibrationSweep, states: Sequence[State]) -> None:
         said = {
             "identity": self._identity,
             "batches": sweep.batches,
             "etas": sweep.etas,
-            "until": [next(iter(state.values()))[1] for state in states],
+            "counts": [_counts(next(iter(state.values()))) for state in states],  # the same for each eta
             "notes": self.notes,
         }
         tensors = {
-            f"{rank}/{i}": state[eta][0]
+            f"{rank}/{i}/{name}": tensor
             for rank, state in enumerate(states)
             for i, eta in enumerate(sweep.etas)
+            for name, tensor in (("sum", state[eta].sum), ("squares", state[eta].squares))
         }
         content = safetensors.torch.save(tensors, {_KEY: json.dumps(said)})
         with written_whole(self._path, durable=True) as draft:
             draft.write_bytes(content)
+
+
+def _counts(share: Share) -> tuple[int, int]:
+    return share.count, share.until
 
 
 def state_file(bundle: Path) -> Path:

@@ -140,7 +140,7 @@ def _by_name(recipe: Recipe, device: torch.device) -> Preparation:
         preprocessing=preprocessing,
         input_space=input_space,
         data=data,
-        batches=recipe.batches or min(BATCHES, data.available // recipe.batch_size),
+        batches=_batches(recipe, data),
         weights=weights,
         notes=notes,
         assumed=seen.source is None,
@@ -183,7 +183,7 @@ def _from_bundle(recipe: Recipe, bundle: Bundle, device: torch.device) -> Prepar
         preprocessing=manifest.preprocessing,
         input_space=manifest.input_space,
         data=data,
-        batches=recipe.batches or min(BATCHES, data.available // recipe.batch_size),
+        batches=_batches(recipe, data),
         weights=manifest.calibration.get("weights", {}),
         notes=data.left_out + _measured_on(data) + (f"calibrated anew: Φ0 of {bundle.root}",),
         assumed=False,
@@ -249,6 +249,12 @@ def _weights(
         state = digits.digits_state_dict(adversarial=recipe.model != DEFAULT_MODEL)
         return {"embedded": f"trained {how}on scikit-learn's digits"}, state
     return {"factory": recipe.model}, None
+
+
+def _batches(recipe: Recipe, data: DataSource) -> int:
+    """How many there are at most."""
+    one_pass = data.available // recipe.batch_size
+    return recipe.batches or (one_pass if recipe.tolerance is not None else min(BATCHES, one_pass))
 
 
 def _device(name: str) -> torch.device:

@@ -16,6 +16,7 @@ from .data import ImageSet
 from .eta import EtaRow
 from .preparation import Preparation
 from .recipe import Recipe
+from .running_statistics import Convergence
 
 
 def save(destination: Path, recipe: Recipe, preparation: Preparation, outcome: Outcome) -> None:
@@ -67,6 +68,7 @@ def provenance(recipe: Recipe, preparation: Preparation, outcome: Outcome) -> di
         "momentum": "cumulative" if recipe.momentum is None else recipe.momentum,
         "seed": recipe.seed,
         "statistics_shift": outcome.calibration.shift,
+        "convergence": _convergence(outcome.calibration.convergence),
         "unused_layers": list(outcome.calibration.unused_layers),
         "clean_accuracy": {
             "images": outcome.before.images,
@@ -91,6 +93,13 @@ def _figures(name: str, accuracy: CleanAccuracy) -> dict[str, Any]:
 
 def _drop(comparison: Comparison) -> dict[str, Any]:
     return {"drop_points": comparison.drop, "drop_95_percent_interval": list(comparison.interval)}
+
+
+def _convergence(found: Convergence | None) -> dict[str, Any] | None:
+    """Relative standard errors of the statistics."""
+    if found is None:
+        return None
+    return {"standard_error": found.overall, "layers": dict(found.layers)}
 
 
 def _eta(outcome: Outcome) -> dict[str, Any]:

@@ -85,6 +85,7 @@ class Options:
     epsilon: str | None = None
     steps: int | None = None
     batches: int | None = None
+    until_converged: float | None = None
     batch_size: int = BATCH_SIZE
     image_size: int | str | None = None
     resize: int | None = None
@@ -120,7 +121,9 @@ class Recipe:
         clip: Whether x + ηS is clipped to the pixel range.
         attack: The adversarial samples.
         momentum: None for cumulative statistics, else the weight of a batch.
-        batches: To calibrate on; None for one pass over the images, at most :data:`BATCHES`.
+        batches: To calibrate on; None for one pass over the images, at most :data:`BATCHES` unless
+            ``tolerance`` ends it.
+        tolerance: Relative standard error of the statistics that is small enough to end; None: all batches.
         batch_size: Images a batch.
         image_size: Height and width of the network's input, or None for the model's usual one.
         resize: Shorter side of an image before the crop, if given.
@@ -151,6 +154,7 @@ class Recipe:
     attack: Attack
     momentum: float | None
     batches: int | None
+    tolerance: float | None
     batch_size: int
     image_size: tuple[int, int] | None
     resize: int | None
@@ -207,6 +211,7 @@ def resolve(options: Options) -> Recipe:
         attack=_PAPER_ATTACK if options.paper else _attack(options, epsilon),
         momentum=PAPER_MOMENTUM if options.paper else None,
         batches=BATCHES if options.paper and options.batches is None else options.batches,
+        tolerance=None if options.until_converged is None else options.until_converged / 100,
         batch_size=options.batch_size,
         image_size=size,
         resize=options.resize,
@@ -292,6 +297,8 @@ def _contradictions(
         ):
             if is_given:
                 yield f"{name} is for the sweep of --eta auto, which a fixed eta does without"
+    if options.until_converged is not None and not 0 < options.until_converged < 100:
+        yield f"--until-converged is a percentage above 0 and below 100, got {options.until_converged:g}"
     if options.device not in DEVICES:
         yield f"--device must be one of {', '.join(DEVICES)}, got {options.device!r}"
     if options.resize is not None and options.crop_pct is not None:
@@ -310,6 +317,11 @@ def _contradictions(
             ("--attack", attack is not AttackKind.PGD, "pgd"),
             ("--epsilon", epsilon is not None and abs(epsilon - _PAPER_ATTACK.epsilon) > 1e-9, "8/255"),
             ("--steps", options.steps not in (None, _PAPER_ATTACK.steps), "20"),
+            (
+                "--until-converged",
+                options.until_converged is not None,
+                "a moving average",
+            ),
         )
         for name, differs, paper in given:
             if differs:

@@ -29,7 +29,7 @@ from .batchnorm import (
 )
 from .classifier import Clip, add_saliency, check_clip, check_eta
 from .processes import ALONE, Processes
-from .running_statistics import RunningStatistics
+from .running_statistics import Convergence, RunningStatistics, Share
 
 if TYPE_CHECKING:
     from sad_runtime.bundle import Bundle
@@ -45,6 +45,7 @@ class CalibrationSettings:
     input_space: InputSpace | None = None
     momentum: float | None = None
     seed: int = 0
+    tolerance: float | None = None
 
     def __post_init__(self) -> None:
         check_clip(self.clip)
@@ -67,6 +68,7 @@ class Calibration:
         shift: ‖statistics of Φ1 − of Φ0‖ / ‖of Φ0‖ over all updated layers.
         unused_layers: BatchNorm layers that inference does not reach (auxiliary heads); left as they were.
         original: Φ0's statistics of the others.
+        convergence: How far its statistics are from those of endless batches; None for a moving average.
     """
 
     model: nn.Module
@@ -77,6 +79,7 @@ class Calibration:
     shift: float
     unused_layers: tuple[str, ...]
     original: Mapping[str, Statistics] = dataclasses.field(default_factory=dict, repr=False)
+    convergence: Convergence | None = dataclasses.field(default=None, repr=False)
 
     def base(self) -> nn.Module:
         """Φ0, a copy."""
@@ -146,6 +149,7 @@ class CalibrationSweep:
         self._original: Mapping[str, Statistics] = {}
         self._running: dict[float, RunningStatistics] = {}
         self._settled: dict[float, Mapping[str, Statistics]] = {}
+        self._convergence: dict[float, Convergence | None] = {}
 
     def start(self, etas: Sequence[float], reached: set[str]) -> None:
         """Choose the η and the layers to update; layers not reached keep their statistics."""
@@ -190,21 +194,28 @@ class CalibrationSweep:
 
     def settle(self) -> None:
         """Add up what all processes have: what is asked for below is of that. All must call it."""
-        shares = {eta: running.share(self.batches) for eta, running in self._running.items()}
-        everywhere = self._processes.gather(shares)
-        self._settled = {
-            eta: running.value([each[eta] for each in everywhere], self.batches)
-            for eta, running in self._running.items()
-        }
+        everywhere = self._processes.gather(self.state())
+        for eta, running in self._running.items():
+            shares = [each[eta] for each in everywhere]
+            self._settled[eta] = running.value(shares, self.batches)
+            self._convergence[eta] = running.convergence(shares, self.batches)
 
-    def state(self) -> dict[float, tuple[Tensor, int]]:
-        """For each η, what this process has: the sum, (P,) float64, and the batch that it goes up to."""
-        return {eta: (running.sum, running.until) for eta, running in self._running.items()}
+    def state(self) -> dict[float, Share]:
+        """What this process has for each η."""
+        return {eta: running.share for eta, running in self._running.items()}
 
-    def restore(self, state: Mapping[float, tuple[Tensor, int]]) -> None:
+    def restore(self, state: Mapping[float, Share]) -> None:
         """Take up what :meth:`state` gave, after :meth:`start`."""
-        for eta, (sums, until) in state.items():
-            self._running[eta].sum, self._running[eta].until = sums.clone(), until
+        for eta, share in state.items():
+            self._running[eta].share = share
+
+    def is_converged(self) -> bool:
+        """Whether the statistics of every η are as near to their limit as is asked for. All must call it."""
+        if self.settings.tolerance is None or self.batches < 2:
+            return False
+        self.settle()
+        errors = [each.overall for each in self._convergence.values() if each is not None]
+        return max(errors) <= self.settings.tolerance
 
     def model_at(self, eta: float) -> nn.Module:
         """Φ1 for one η, settled. It is one module for all η: asking for another η changes it."""
@@ -225,4 +236,5 @@ class CalibrationSweep:
             shift=relative_shift(self._original, self._settled[eta]),
             unused_layers=tuple(name for name in self._all_layers if name not in self._layers),
             original=self._original,
+            convergence=self._convergence[eta],
         )

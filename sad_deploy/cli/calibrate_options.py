@@ -261,6 +261,15 @@ class CalibrateOptions(CalibrationOptions):
             rich_help_panel=_DEFENCE,
         ),
     ] = False
+    until_converged: Annotated[
+        float | None,
+        typer.Option(
+            metavar="PERCENT",
+            help="End when the statistics are so near to those of endless batches, by their standard error; "
+            "after --batches, or one pass over the images, at the latest.",
+            rich_help_panel=_CALIBRATION,
+        ),
+    ] = None
     paper: Annotated[
         bool,
         typer.Option(

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from sad_deploy.eta import EtaChoice, EtaRow
     from sad_deploy.preparation import Preparation
     from sad_deploy.recipe import Recipe
+    from sad_deploy.running_statistics import Convergence
 
 _SHOWN_FILES = 3
 
@@ -67,6 +68,7 @@ def print_outcome(recipe: Recipe, outcome: Outcome, *, figures: bool) -> None:
     if skipped := outcome.data.skipped:
         print_warning(f"{len(skipped)} unusable images skipped: {'; '.join(skipped[:_SHOWN_FILES])}")
     print_status(_images_used(outcome))
+    _print_convergence(outcome.calibration.convergence)
     if figures:
         if outcome.choice is not None:
             _print_sweep(outcome.choice)
@@ -148,6 +150,22 @@ def _print_accuracy(outcome: Outcome) -> None:
     print_status(
         f"calibrated on {outcome.calibrated_images:,} images in {duration(outcome.seconds)}, "
         f"{rate:.0f} images/s"
+    )
+
+
+_NEAR = 0.01
+"""Relative standard error of statistics that more batches would not make much better."""
+
+
+def _print_convergence(found: Convergence | None) -> None:
+    """How far the statistics are from those of endless batches of such images."""
+    if found is None:
+        return
+    more = found.more(_NEAR)
+    print_status(
+        f"statistics converged to within {100 * found.overall:.2g} % ({found.worst}: "
+        f"{100 * found.layers[found.worst]:.2g} %)"
+        + (f"; {more:,} more batches of other images would bring {100 * _NEAR:g} %" if more else "")
     )
 
 

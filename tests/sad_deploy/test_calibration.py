@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -355,3 +356,18 @@ def test_a_network_that_views_its_values_as_they_lie_is_calibrated():
 def test_other_networks_come_back_laid_out_as_usual():
     found = calibrate(small_network(), batches_of(2), eta=0.5).model
     assert all(parameter.is_contiguous() for parameter in found.parameters())
+
+
+def test_it_ends_when_the_statistics_have_converged():
+    batches = batches_of(40)
+    settings = CalibrationSettings(attack=Attack(AttackKind.NONE))
+    found = calibrate_each(small_network(), batches, (0.1, 0.3), settings).calibration(0.3).convergence
+    tolerance = 1.5 * found.overall
+    ended = calibrate_each(
+        small_network(), batches, (0.1, 0.3), dataclasses.replace(settings, tolerance=tolerance)
+    )
+    assert 10 < ended.batches < 30  # the error falls as one over the root: 40 / 1.5² is 18
+    assert ended.calibration(0.3).convergence.overall <= tolerance
+    before = calibrate_each(small_network(), batches[: ended.batches - 1], (0.1, 0.3), settings)
+    errors = [before.calibration(eta).convergence.overall for eta in (0.1, 0.3)]
+    assert max(errors) > tolerance
