@@ -35,6 +35,10 @@ if TYPE_CHECKING:
     from sad_runtime.bundle import Bundle
 
 
+_LEAST_BATCHES = 8
+"""Of fewer, a standard error says little."""
+
+
 @dataclasses.dataclass(frozen=True)
 class CalibrationSettings:
     """What one calibration does, apart from η; the fields are explained at :func:`sad_deploy.calibrate`."""
@@ -211,7 +215,7 @@ class CalibrationSweep:
 
     def is_converged(self) -> bool:
         """Whether the statistics of every η are as near to their limit as is asked for. All must call it."""
-        if self.settings.tolerance is None or self.batches < 2:
+        if self.settings.tolerance is None or self.batches < _LEAST_BATCHES:
             return False
         self.settle()
         errors = [each.overall for each in self._convergence.values() if each is not None]
