@@ -64,8 +64,18 @@ class ImageSource:
         kind: str = "classes of",
         left_out: tuple[str, ...] = (),
         broken: tuple[str, ...] = (),
+        lost: int = 0,
     ) -> ImageSource:
         """With the labels as they were read; where some images have none, these are left out, which is said.
+
+        Args:
+            name: For sentences.
+            items: All of them.
+            column: Their labels.
+            kind: What a class is, for messages.
+            left_out: Sentences about what is not among the items.
+            broken: Sentences about what could not be listed.
+            lost: Items without a label of which ``broken`` speaks already.
 
         Raises:
             UserError: There is no image.
@@ -78,9 +88,9 @@ class ImageSource:
         else:
             places = np.flatnonzero(column.indices != NO_LABEL)
             labels = column.indices[places]
-            if missing := len(items) - len(places):
-                some = "1 image has" if missing == 1 else f"{missing:,} images have"
-                left_out += (f"of {name} {some} no label and is left out",)
+            if missing := len(items) - len(places) - lost:
+                some = "1 image of {} has" if missing == 1 else f"{missing:,} images of {{}} have"
+                left_out += (f"{some.format(name)} no label; left out",)
         return cls(name, items, places, labels, column.classes, column.numbered, kind, None, left_out, broken)
 
     def whole(self) -> ImageSource:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from sad_runtime.errors import UserError
@@ -26,10 +27,11 @@ def open_list(name: str, path: Path) -> ImageSource:
         UserError: It cannot be read, or gives two labels to one image.
     """
     items, labels = FileItems(), LabelReader(name)
+    folder = "" if str(path.parent) == os.curdir else str(path.parent)
     seen: dict[bytes, str | None] = {}
     for image, label in read_list(path):
         if (before := seen.setdefault(name_digest(image), label)) != label:
             raise UserError(f"{path} has two labels for {image}: {before} and {label}")
-        items.add(path.parent / image)
+        items.add(os.path.join(folder, image))  # noqa: PTH118 - Path keeps every name for a while
         labels.add(label)
     return ImageSource.of(name, items, labels.column(), kind="classes in")

@@ -28,7 +28,6 @@ _HINT = "it returns a torch Dataset or an iterable of (image, label)"
 _NAME = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 _IMAGES = ("image", "img", "pixel_values")
 _LABELS = ("label", "labels", "target", "cls")
-_SHOWN = 3
 
 
 def is_loader(name: str) -> bool:
@@ -54,10 +53,9 @@ def open_loader(name: str) -> ImageSource:
     for label in items.labels(broken):
         labels.add(label)
     column = labels.column()
-    if broken:
-        more = f" and {len(broken) - _SHOWN} more" if len(broken) > _SHOWN else ""
-        broken = ["; ".join(broken[:_SHOWN]) + more]
-    return ImageSource.of(name, items, column, broken=tuple(broken))
+    if column.classes is None:
+        broken = []  # reading says it again
+    return ImageSource.of(name, items, column, broken=tuple(broken), lost=len(broken))
 
 
 class LoaderItems:
@@ -125,7 +123,7 @@ class LoaderItems:
         return made
 
     def _samples(self, made: Any, places: Places | None) -> Iterator[tuple[int, Any]]:
-        """Samples by place, or what reading one raised; of an iterable all that come until the last wanted."""
+        """Samples by place, or what reading one raised; of an iterable all until the last wanted."""
         with current_folder_importable():
             if hasattr(made, "__getitem__") and hasattr(made, "__len__"):
                 for place in range(len(made)) if places is None else map(int, places):
@@ -168,7 +166,10 @@ def _given(made: Any, key: str) -> Any:
 
 def _number(label: Any) -> object:
     """A label out of a tensor or an array of one value."""
-    return label.item() if hasattr(label, "item") and np.ndim(label) <= 1 and np.size(label) == 1 else label
+    try:
+        return label.item() if hasattr(label, "item") else label
+    except (ValueError, RuntimeError):  # it has several
+        return label
 
 
 def _taken_apart(sample: Any) -> tuple[Any, Any]:

@@ -77,8 +77,8 @@ def open_tables(name: str, paths: Sequence[Path]) -> ImageSource:
         raise UserError(f"no file of {name} can be read; the first: {broken[0]}")
     items = TableItems(readable, counts, columns)
     said = (
-        f"images of {name} are its column {columns.image}, "
-        + ("and nothing there is a label" if columns.label is None else f"labels {columns.label}"),
+        f"{name}: images of column {columns.image}, "
+        + ("no labels" if columns.label is None else f"labels of column {columns.label}"),
     )
     return ImageSource.of(name, items, labels.column(), left_out=said, broken=tuple(broken))
 

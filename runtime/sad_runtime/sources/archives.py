@@ -93,7 +93,7 @@ class Archive:
             left_out: Told of members without an image's ending, as of files in a folder: not of directories
                 nor of what is hidden. A link counts as a file; where it leads is not looked at.
             beside: Endings, in lower case, of files that say something of an image, such as ``.cls``; they
-                are given too.
+                are given too, under the names that they have.
         """
         names = _Names(self.name, left_out, beside)
         try:
@@ -209,10 +209,12 @@ class _Names:
         parts = [part for part in member.replace("\0", "").split("/") if part not in ("", ".", "..")]
         if not parts or any(part.startswith(".") for part in parts):
             return None
-        if not has_image_ending(parts[-1]) and not parts[-1].lower().endswith(self._beside):
+        path = "/".join(parts)
+        if not has_image_ending(parts[-1]):
+            if parts[-1].lower().endswith(self._beside):
+                return f"{self._archive}/{path}"
             self._left_out.add(parts[-1])
             return None
-        path = "/".join(parts)
         stem, _, ending = path.rpartition(".")
         name, again = path, 1
         while (digest := name_digest(name)) in self._seen:
