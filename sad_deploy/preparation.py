@@ -37,7 +37,7 @@ from .recipe import BATCHES, DEFAULT_MODEL, EMBEDDED, Recipe
 from .saliency import differentiable, evaluating, logits_of
 
 _SAME = (
-    "the data's class folders must be the classes the network was trained on; --classes FILE names them all "
+    "the data's classes must be those the network was trained on; --classes FILE names them all "
     "where some have no image"
 )
 
@@ -321,7 +321,7 @@ def _classes(
     if data.classes is not None:
         return data.classes
     raise UserError(
-        f"{recipe.data} has no class folders, and {recipe.weights or recipe.model} does not tell the number "
+        f"{recipe.data} has no labels, and {recipe.weights or recipe.model} does not tell the number "
         "of classes",
         hint="give --data one subfolder a class, or the names with --classes FILE",
     )

@@ -3,12 +3,13 @@
 A sample is ``(image, label)``, a dict with both, or the image alone. An image is what
 :data:`sad_runtime.given.GivenImage` says, or a tensor of that: Pillow's, an array (H, W, C) of uint8 and
 a path are prepared as image files are, floats (C, H, W) in [0, 1] are the network's input itself. The factory
-is called once for every pass.
+is called once for every pass, and must give the same samples in the same order.
 """
 
 from __future__ import annotations
 
 import re
+from array import array
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,7 @@ class LoaderItems:
         with current_folder_importable():
             self._factory: Callable[[], Any] = find_object(name, example="mypackage.data:photos", hint=_HINT)
         self._count = 0
+        self._seen = array("q")  # what tells a sample's label, where all were gone through
 
     def __len__(self) -> int:
         return self._count
@@ -86,11 +88,11 @@ class LoaderItems:
         self._count = 0
         for place, sample in self._samples(made, None):
             self._count = place + 1
+            label = None if isinstance(sample, Exception) else _number(_taken_apart(sample)[1])
             if isinstance(sample, Exception):
                 broken.append(f"{self._called(place)}: {described(sample)}")
-                yield None
-            else:
-                yield _number(_taken_apart(sample)[1])
+            self._seen.append(hash(str(label)))
+            yield label
 
     def at(self, places: Places) -> Iterator[tuple[int, Item]]:
         """See :class:`~.items.Items`; in the order asked for of what has numbers, else as they come."""
@@ -99,8 +101,14 @@ class LoaderItems:
             if isinstance(sample, Exception):
                 yield place, FailedItem(name, ErrorCode.UNREADABLE, described(sample))
                 continue
+            image, label = _taken_apart(sample)
+            if self._seen and self._seen[place] != hash(str(_number(label))):
+                raise UserError(
+                    f"{self._name} gives its samples in another order each time",
+                    hint="leave the shuffling out",
+                )
             try:
-                yield place, self._item(name, place, _taken_apart(sample)[0])
+                yield place, self._item(name, place, image)
             except UserError as error:
                 yield place, FailedItem(name, ErrorCode.UNSUPPORTED, error.message)
 

@@ -152,8 +152,8 @@ def _labelled(bundle: Bundle, choices: Choices, notice: Callable[[str], None]) -
     for note in data.notes:
         notice(note)
     if data.skipped:
-        shown = "; ".join(data.skipped[:_SHOWN])
-        notice(f"{len(data.skipped)} unusable images skipped: {shown}")
+        images = "image" if len(data.skipped) == 1 else "images"
+        notice(f"{len(data.skipped)} unusable {images} skipped: {'; '.join(data.skipped[:_SHOWN])}")
     return data
 
 

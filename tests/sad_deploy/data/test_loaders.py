@@ -52,6 +52,11 @@ def halfway():
     raise RuntimeError("no more")
 def lists(): return [(image(i), [0, 1]) for i in range(30)]
 number = 3
+times = []
+def shuffled():
+    times.append(0)
+    order = np.random.default_rng(len(times)).permutation(30).tolist()
+    return ((image(i), i % 3) for i in order)
 """
 
 
@@ -110,6 +115,11 @@ def test_samples_that_cannot_be_used_are_named_and_skipped_or_fatal(module: str)
 def test_what_goes_wrong_is_one_line(module: str, factory: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         find_data(f"{module}:{factory}")
+
+
+def test_samples_in_another_order_each_time_would_get_labels_of_others_and_are_refused(module: str) -> None:
+    with pytest.raises(UserError, match="gives its samples in another order each time"):
+        everything(find_data(f"{module}:shuffled"))
 
 
 def test_an_absent_module_is_one_line() -> None:
