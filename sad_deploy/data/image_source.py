@@ -169,7 +169,7 @@ class ImageSource:
         second = self.read(held, held_out, preprocessing, decoded=told)
         skipped = self.broken + first.skipped + second.skipped
         if not len(first.kept) and calibration:
-            raise none_usable(self.name, len(rest), skipped)
+            raise self.none_usable(len(rest), skipped)
         parts = self._labelled(rest, first), self._labelled(held, second)
         return CalibrationData(self.name, self.classes, *parts, skipped=skipped)
 
@@ -197,12 +197,12 @@ class ImageSource:
         labels = None if self.classes is None else self.labels[indices[taken.kept]]
         return ImageSet(taken.images, labels)
 
-
-def none_usable(name: str, count: int, skipped: Sequence[str]) -> UserError:
-    """The error of a source of which no image can be used."""
-    first = f"; the first: {skipped[0]}" if skipped else ""
-    which = f"none of the {count} images" if count > 1 else "the only image"
-    return UserError(
-        f"{which} of {name} can{'' if count > 1 else 'not'} be used{first}",
-        hint="sad-deploy infer lists what is wrong with every file",
-    )
+    def none_usable(self, count: int, skipped: Sequence[str]) -> UserError:
+        """The error of a source of which none of so many images can be used."""
+        first = f"; the first: {skipped[0]}" if skipped else ""
+        which = f"none of the {count} images" if count > 1 else "the only image"
+        files = "folders" in self.kind
+        return UserError(
+            f"{which} of {self.name} can{'' if count > 1 else 'not'} be used{first}",
+            hint="sad-deploy infer lists what is wrong with every file" if files else None,
+        )

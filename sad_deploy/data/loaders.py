@@ -8,10 +8,10 @@ is called once for every pass, and must give the same samples in the same order.
 
 from __future__ import annotations
 
+import os
 import re
 from array import array
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,7 @@ _LABELS = ("label", "labels", "target", "cls")
 
 def is_loader(name: str) -> bool:
     """Whether a name is of this form and of nothing that lies there."""
-    return _NAME.fullmatch(name) is not None and not Path(name).exists()
+    return _NAME.fullmatch(name) is not None and not os.path.exists(name)  # noqa: PTH110
 
 
 def open_loader(name: str) -> ImageSource:
@@ -68,8 +68,14 @@ class LoaderItems:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        with current_folder_importable():
-            self._factory: Callable[[], Any] = find_object(name, example="mypackage.data:photos", hint=_HINT)
+        try:
+            with current_folder_importable():
+                found = find_object(name, example="mypackage.data:photos", hint=_HINT)
+        except UserError:
+            raise
+        except Exception as error:  # whatever somebody's own module raises
+            raise UserError(f"{name}: importing its module raised {described(error)}") from error
+        self._factory: Callable[[], Any] = found
         self._count = 0
         self._seen = array("q")  # what tells a sample's label, where all were gone through
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence, Set
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from sad_runtime.sources import FailedItem, Item, describe_left_out, open_source
 from .image_source import ImageSource
 from .items import Places
 from .label_column import NO_LABEL, LabelColumn, LabelReader
+from .parts import part_of
 
 
 class NamedItems:
@@ -77,7 +78,9 @@ def open_labelled(
             f"{missing} of {len(found)} images of {name} have no label: {why}, for example {example}",
             hint=hint,
         )
-    return ImageSource.of(name, items, LabelColumn(np.array(found, np.int64), tuple(classes)))
+    return ImageSource.of(
+        name, items, LabelColumn(np.array(found, np.int64), tuple(classes)), kind="folders in"
+    )
 
 
 def open_named(name: str, sources: Sequence[str]) -> ImageSource:
@@ -101,6 +104,7 @@ def open_named(name: str, sources: Sequence[str]) -> ImageSource:
     items.count = len(each)
     labels = LabelReader(name)
     classes = _classes([*folders])
+    _refuse_parts(name, folders, {each for each in classes if each is not None})
     for folder in each:
         labels.add(classes[folder])
     notes = (describe_left_out(left_out, name),) if left_out else ()
@@ -114,6 +118,20 @@ def _classes(folders: Sequence[str]) -> list[str | None]:
     split = [folder.split("/") for folder in folders]
     common = sum(1 for _ in itertools.takewhile(lambda each: len(set(each)) == 1, zip(*split, strict=False)))
     return [parts[common] if len(parts) > common else None for parts in split]
+
+
+def _refuse_parts(name: str, folders: Collection[str], classes: Set[str]) -> None:
+    """``photos.zip/train/cat/1.jpg`` is no image of the class ``train``.
+
+    Raises:
+        UserError: All folders at the top are named like parts of a data set, and hold folders.
+    """
+    nested = all(folder.rpartition("/")[2] not in classes for folder in folders)
+    if nested and classes and all(part_of(each) is not None for each in classes):
+        raise UserError(
+            f"{name} holds parts of a data set: {', '.join(sorted(classes))}",
+            hint="unpack it: of a folder, train/ calibrates and val/ chooses eta",
+        )
 
 
 def _refuse_failed(item: Item) -> None:

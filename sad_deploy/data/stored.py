@@ -69,13 +69,13 @@ def find_stored(name: str) -> Parts:
         UserError: There is nothing.
     """
     path = Path(name).expanduser()
-    if path.is_dir():
+    if _exists(str(path)) and path.is_dir():
         return _of_folder(name, path)
     if loaders.is_loader(name):
         return {None: Stored(Kind.LOADER, name)}
     if path.suffix.lower() in lists.ENDINGS:
         return {None: Stored(Kind.LIST, name, (str(path),))}
-    files = [str(path)] if path.exists() else _expanded(str(path))
+    files = [str(path)] if _exists(str(path)) else _expanded(str(path))
     if not files:
         if name.startswith("@"):
             return {None: Stored(Kind.NAMED, name, (name,))}
@@ -89,12 +89,16 @@ def find_stored(name: str) -> Parts:
         return {None: Stored(Kind.TABLES, name, tuple(files))}
     if all(map(is_archive_name, files)):
         return {None: Stored(Kind.SHARDS, name, tuple(files))}
-    if path.exists() and not has_image_ending(path.name):
+    if _exists(str(path)) and not has_image_ending(path.name):
         raise UserError(
             f"{path} is no data folder, archive, table or list",
             hint="read are .zip, .tar, .parquet, .arrow, .csv and .tsv, by their endings",
         )
     return {None: Stored(Kind.NAMED, name, tuple(files))}
+
+
+def _exists(name: str) -> bool:
+    return os.path.exists(name)  # noqa: PTH110 - Path's raises where a name is too long for any file
 
 
 def _of_folder(name: str, path: Path) -> Parts:
@@ -218,9 +222,11 @@ def _saved(name: str, path: Path) -> Parts | None:
 def _arrow_files(path: Path) -> tuple[str, ...]:
     try:
         files = [each["filename"] for each in json.loads((path / "state.json").read_text())["_data_files"]]
-        return tuple(str(path / Path(file).name) for file in files)
+        if files:
+            return tuple(str(path / Path(file).name) for file in files)
     except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{path / 'state.json'} cannot be read", hint="save the data set anew") from None
+        files = []
+    raise UserError(f"{path / 'state.json'} names no files that can be read", hint="save the data set anew")
 
 
 def _expanded(pattern: str) -> list[str]:
@@ -231,10 +237,12 @@ def _expanded(pattern: str) -> list[str]:
     """
     found: dict[str, None] = {}
     missing = []
-    for each in _braces(pattern):
+    for number, each in enumerate(_braces(pattern)):
+        if number == _MOST_FILES:
+            raise UserError(f"{pattern} names more than {_MOST_FILES:,} files")
         if glob.has_magic(each):
             found |= dict.fromkeys(sorted(glob.glob(each, recursive=True)))  # noqa: PTH207 - as it is written
-        elif os.path.exists(each):  # noqa: PTH110
+        elif _exists(each):
             found[each] = None
         else:
             missing.append(each)
@@ -254,8 +262,6 @@ def _braces(pattern: str) -> Iterator[str]:
     first, last, words = match.groups()
     if words is not None:
         inside: Iterator[str] = iter(words.split(","))
-    elif int(last) - int(first) > _MOST_FILES:
-        raise UserError(f"{pattern} names more than {_MOST_FILES:,} files")
     else:
         inside = (f"{i:0{len(first)}}" for i in range(int(first), int(last) + 1))
     for each in inside:

@@ -9,7 +9,7 @@ from sad_runtime.manifest import Preprocessing
 
 from ..progress import Decoded
 from .image_set import CalibrationData
-from .image_source import ImageSource, none_usable
+from .image_source import ImageSource
 from .source import DataSource
 
 _NAMED = 5
@@ -112,7 +112,7 @@ class WithValidation:
         first = self.training.load(preprocessing, calibration=calibration, **limits)  # type: ignore[arg-type]
         second = self.validation.load(preprocessing, calibration=held_out, **limits)  # type: ignore[arg-type]
         if not len(second.calibration):
-            raise none_usable(self.validation.name, self.validation.available, second.skipped)
+            raise self.validation.none_usable(self.validation.available, second.skipped)
         return CalibrationData(
             self.name,
             self.classes,

@@ -15,7 +15,6 @@ from sad_runtime.manifest import Preprocessing
 
 from ..data import ImageSet, find_data, find_labelled
 from ..data.digits import DigitsSource, digits_splits
-from ..data.image_source import none_usable
 from ..data.sources import is_embedded
 from .work import Images
 
@@ -88,7 +87,7 @@ def labelled(
     taken = source.read(order, count, preprocessing)
     skipped = source.broken + taken.skipped
     if not len(taken.images):
-        raise none_usable(name, len(order), skipped)
+        raise source.none_usable(len(order), skipped)
     images = Images(taken.images / np.float32(255), source.labels[order[taken.kept]])
     chosen = f"{len(images)} of {len(order)}, at random, seed {seed}"
     return Labelled(images, name, source.part or "all", chosen, skipped, taken.names, source.left_out)

@@ -122,6 +122,13 @@ def test_samples_in_another_order_each_time_would_get_labels_of_others_and_are_r
         everything(find_data(f"{module}:shuffled"))
 
 
+@pytest.mark.parametrize("text", ["import nothing_of_that_name", "def (", "raise RuntimeError"])
+def test_a_module_that_cannot_be_imported_is_one_line(here: Path, text: str) -> None:
+    (here / "cannot_be_imported.py").write_text(text)
+    with pytest.raises(UserError, match="importing its module raised"):
+        find_data("cannot_be_imported:photos")
+
+
 def test_an_absent_module_is_one_line() -> None:
     with pytest.raises(UserError, match="there is no module 'no_such_module'"):
         find_data("no_such_module:photos")

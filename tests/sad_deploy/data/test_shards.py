@@ -164,3 +164,25 @@ def test_names_in_cls_files_are_the_classes(here: Path) -> None:
     assert labels_by_level(everything(source)) == thirds(range(30))
     found = find_labelled("a.tar", KINDS[::-1])
     assert found.classes == KINDS[::-1] and found.labels[:3].tolist() == [2, 1, 0]
+
+
+def test_parts_inside_an_archive_are_not_taken_for_classes(here: Path) -> None:
+    tar(
+        "a.tar",
+        [
+            (f"d/{part}/{kind}/{i}.png", encoded(i))
+            for part in ("train", "val")
+            for kind in KINDS
+            for i in (1, 2)
+        ],
+    )
+    with pytest.raises(UserError, match=r"a\.tar holds parts of a data set: train, val"):
+        find_data("a.tar")
+
+
+@pytest.mark.parametrize(
+    "name", ["x" * 5000, "s-{0..999999999}.tar", "{0..9}" * 12 + ".tar", "nothing-*.tar", "a\0b"]
+)
+def test_a_name_of_nothing_is_one_line(here: Path, name: str) -> None:
+    with pytest.raises(UserError, match=r"there is no data folder or file|names more than 1,000,000 files"):
+        find_data(name)

@@ -156,6 +156,14 @@ def test_what_hugging_faces_own_package_writes_is_read() -> None:
         assert source.classes == tuple(NAMES) and labels_by_level(everything(source)) == THIRDS
 
 
+@pytest.mark.parametrize("state", ["{", "{}", '{"_data_files": []}'])
+def test_a_saved_data_set_without_its_files_is_one_line(state: str) -> None:
+    save("one", table())
+    Path("one/state.json").write_text(state)
+    with pytest.raises(UserError, match=r"one/state\.json names no files that can be read"):
+        find_data("one")
+
+
 def test_broken_rows_are_named_and_skipped_or_fatal() -> None:
     rows = table().to_pydict()["image"]
     rows[3], rows[4], rows[5] = None, {"bytes": None, "path": None}, {"bytes": b"junk", "path": "5.png"}
