@@ -25,7 +25,7 @@ _FEW = 8
 _PEEKED = 64
 _DEPTH = 3
 _SHARD = re.compile(r"-\d{5}-of-\d{5}")
-_MOST_FILES = 1_000_000
+_MOST_FILES = 100_000
 
 
 class Kind(enum.Enum):

@@ -184,5 +184,5 @@ def test_parts_inside_an_archive_are_not_taken_for_classes(here: Path) -> None:
     "name", ["x" * 5000, "s-{0..999999999}.tar", "{0..9}" * 12 + ".tar", "nothing-*.tar", "a\0b"]
 )
 def test_a_name_of_nothing_is_one_line(here: Path, name: str) -> None:
-    with pytest.raises(UserError, match=r"there is no data folder or file|names more than 1,000,000 files"):
+    with pytest.raises(UserError, match=r"there is no data folder or file|names more than 100,000 files"):
         find_data(name)
