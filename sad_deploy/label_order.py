@@ -61,15 +61,16 @@ def check_label_order(labels: Labels, predictions: Labels, classes: Sequence[str
         )
         more = f", and so on for {len(moved) - _SHOWN} more" if len(moved) > _SHOWN else ""
         raise UserError(
-            f"the class folders are in another order than the network's outputs: {figures}; {examples}{more}",
+            f"the data's classes are in another order than the network's outputs: {figures}; "
+            f"{examples}{more}",
             hint=_advice(moved, classes),
         )
     if len(labels) >= _IMAGES and right <= _by_chance(len(labels), len(classes)):
         raise UserError(
             f"the network is at chance on these images: {figures}, of {len(classes)} classes",
-            hint="check --weights, --mean, --std and --image-size; if the class folders are in another order "
-            "than the network's outputs, --classes FILE gives it, one name per line; images in one folder "
-            "without subfolders have no labels to fit",
+            hint="check --weights, --mean, --std and --image-size; if the data's classes are in another "
+            "order than the network's outputs, --classes FILE gives it, one name per line; images in one "
+            "folder without subfolders have no labels to fit",
         )
 
 

@@ -21,10 +21,9 @@ from .batchnorm import batchnorm_layers, recording_use, shorten
 from .calibrated import check_rebuilds, load_base
 from .checkpoints import Checkpoint, load_weights, read_checkpoint
 from .classifier import standardized
-from .data import DataSource, WithValidation, find_data, with_validation
+from .data import DataSource, ImageSource, WithValidation, find_data
 from .data.class_folders import validation_beside
 from .data.digits import CLASSES as DIGITS_CLASSES
-from .data.folder import FolderSource
 from .data.image_set import check_enough
 from .models import build_model, digits
 from .models.plain import fix_weights
@@ -39,7 +38,7 @@ from .recipe import BATCHES, DEFAULT_MODEL, EMBEDDED, Recipe
 from .saliency import differentiable, evaluating, logits_of
 
 _SAME = (
-    "the data's class folders must be the classes the network was trained on; --classes FILE names them all "
+    "the data's classes must be those the network was trained on; --classes FILE names them all "
     "where some have no image"
 )
 
@@ -91,14 +90,12 @@ def _by_name(recipe: Recipe, device: torch.device) -> Preparation:
     """Φ0 as ``--model`` and ``--weights`` say it."""
     check_model_name(recipe.model)
     given = read_class_names(Path(recipe.classes).expanduser()) if recipe.classes else None
-    data = find_data(recipe.data, classes=given)
-    if recipe.val_data is not None:
-        data = with_validation(data, recipe.val_data)
+    data = find_data(recipe.data, classes=given, val_data=recipe.val_data, strict=recipe.strict)
     check_enough(data.available, recipe.batch_size)
     pretrained, file = _find_weights(recipe)
     checkpoint = _checkpoint(recipe, file)
     state = None if checkpoint is None else checkpoint.state
-    if given is None and pretrained is not None and isinstance(data, FolderSource | WithValidation):
+    if given is None and pretrained is not None and isinstance(data, ImageSource | WithValidation):
         data = _in_published_order(data, pretrained)
     classes = given or _classes(recipe, data, pretrained, state, file)
     num_classes = len(classes) if classes else 0
@@ -115,6 +112,8 @@ def _by_name(recipe: Recipe, device: torch.device) -> Preparation:
             "classes",
             hint=_SAME,
         )
+    classes = classes or tuple(map(str, range(width)))
+    data = _numbered(data, classes, recipe.model)
     weights, state = _weights(recipe, pretrained, file, state)
     notes = data.left_out + _measured_on(data)
     if seen.source is not None and (pretrained is None or pretrained.images is None):
@@ -136,7 +135,7 @@ def _by_name(recipe: Recipe, device: torch.device) -> Preparation:
     return Preparation(
         model=model.to(device),
         source=ModelSource(recipe.model, width),
-        classes=classes or tuple(map(str, range(width))),
+        classes=classes,
         preprocessing=preprocessing,
         input_space=input_space,
         data=data,
@@ -160,15 +159,13 @@ def _from_bundle(recipe: Recipe, bundle: Bundle, device: torch.device) -> Prepar
             f"{bundle.root} was calibrated before the statistics of the network before it were kept",
             hint="calibrate once more with --model and --weights",
         )
-    data = find_data(recipe.data)
-    if recipe.val_data is not None:
-        data = with_validation(data, recipe.val_data)
+    data = find_data(recipe.data, val_data=recipe.val_data, strict=recipe.strict)
     if data.preprocessing is not None and data.preprocessing.shape != manifest.preprocessing.shape:
         raise UserError(
             f"{recipe.data} has images of {data.preprocessing.shape}, the network of {bundle.root} takes "
             f"{manifest.preprocessing.shape}"
         )
-    if isinstance(data, FolderSource | WithValidation) and data.classes is not None:
+    if isinstance(data, ImageSource | WithValidation) and data.classes is not None:
         data = data.in_order(manifest.classes, given_by=str(bundle.root))
     elif data.classes is not None and len(data.classes) != len(manifest.classes):
         raise UserError(
@@ -214,7 +211,7 @@ def _checkpoint(recipe: Recipe, file: Path | None) -> Checkpoint | None:
 
 def _measured_on(data: DataSource) -> tuple[str, ...]:
     """Which images will decide, where the network may have been trained on them; a sentence."""
-    if not isinstance(data, FolderSource):
+    if not isinstance(data, ImageSource):
         return ()
     beside = validation_beside(Path(data.name).expanduser())
     which = f", for example --val-data {beside}, which lies beside it" if beside else ""
@@ -224,9 +221,20 @@ def _measured_on(data: DataSource) -> tuple[str, ...]:
     )
 
 
+def _numbered(data: DataSource, classes: tuple[str, ...], network: str) -> DataSource:
+    """Labels that are only numbers are the network's, which may have more classes than occur.
+
+    Raises:
+        UserError: It has fewer.
+    """
+    if isinstance(data, ImageSource | WithValidation) and data.numbered:
+        return data.in_order(classes, given_by=network)
+    return data
+
+
 def _in_published_order(
-    data: FolderSource | WithValidation, pretrained: Pretrained
-) -> FolderSource | WithValidation:
+    data: ImageSource | WithValidation, pretrained: Pretrained
+) -> ImageSource | WithValidation:
     """Folders named as published classes are labelled by name, whatever they sort like."""
     if data.classes is None or pretrained.classes is None or not set(data.classes) <= set(pretrained.classes):
         return data
@@ -300,14 +308,15 @@ def _classes(
     file: Path | None,
 ) -> tuple[str, ...] | None:
     """Class names in the order of the logits; None if only the network itself knows how many there are."""
+    numbered = isinstance(data, ImageSource | WithValidation) and data.numbered
     if pretrained is not None and pretrained.classes is not None:
-        if data.classes is not None and len(data.classes) != len(pretrained.classes):
+        if not numbered and data.classes is not None and len(data.classes) != len(pretrained.classes):
             raise UserError(
                 f"{pretrained.name}: {len(pretrained.classes)} classes, {recipe.data}: {len(data.classes)}",
                 hint=f"{_SAME}; or give a flat folder of images, for which its own predictions stand in",
             )
         return pretrained.classes
-    if data.classes is not None:
+    if data.classes is not None and not numbered:
         return data.classes
     if recipe.model in EMBEDDED and state is None:
         return DIGITS_CLASSES
@@ -318,8 +327,10 @@ def _classes(
         if count is not None:
             beside = None if file is None else class_names_beside(file.parent)
             return beside if beside and len(beside) == count else tuple(map(str, range(count)))
+    if data.classes is not None:
+        return data.classes
     raise UserError(
-        f"{recipe.data} has no class folders, and {recipe.weights or recipe.model} does not tell the number "
+        f"{recipe.data} has no labels, and {recipe.weights or recipe.model} does not tell the number "
         "of classes",
         hint="give --data one subfolder a class, or the names with --classes FILE",
     )

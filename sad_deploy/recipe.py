@@ -72,6 +72,7 @@ class Options:
     from_bundle: str | None = None
     data: str | None = None
     val_data: str | None = None
+    strict: bool = False
     classes: str | None = None
     weights_key: str | None = None
     ignore_keys: str | None = None
@@ -109,7 +110,8 @@ class Recipe:
         weights: File or published name; None for the embedded default and factories that bring their own.
         from_bundle: Folder of the bundle whose Φ0 is calibrated for other images, or None.
         data: Data source.
-        val_data: Folder of other images to choose η on and to measure accuracy on, or None.
+        val_data: Other images to choose η on and to measure accuracy on, or None.
+        strict: Whether an image that cannot be used is fatal.
         classes: File of class names in the order of the network's outputs; None for the data's own order.
         weights_key: Which of several state dicts in the file of weights; None for the usual one.
         ignore_keys: Patterns of names in the weights that are left out.
@@ -142,6 +144,7 @@ class Recipe:
     from_bundle: str | None
     data: str
     val_data: str | None
+    strict: bool
     classes: str | None
     weights_key: str | None
     ignore_keys: tuple[str, ...]
@@ -199,6 +202,7 @@ def resolve(options: Options) -> Recipe:
         from_bundle=options.from_bundle,
         data=options.data or DEFAULT_DATA,
         val_data=options.val_data,
+        strict=options.strict,
         classes=options.classes,
         weights_key=options.weights_key,
         ignore_keys=tuple(filter(None, (options.ignore_keys or "").split(","))),

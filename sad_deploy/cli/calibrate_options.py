@@ -145,21 +145,31 @@ class CalibrationOptions:
     data: Annotated[
         str | None,
         typer.Option(
-            help="digits, cifar10:PATH, cifar100:PATH, or a folder of images.",
+            help="Images: a folder, archives or tables (.tar, .zip, .parquet), a list FILE.csv, "
+            "module:factory, digits, cifar10:PATH, cifar100:PATH. Of train/ and val/ in it, "
+            "the first calibrates.",
             show_default="digits",
-            metavar="NAME|DIR",
+            metavar="DATA",
             rich_help_panel=_DATA,
         ),
     ] = None
     val_data: Annotated[
         str | None,
         typer.Option(
-            help="A folder of other images, to choose eta and measure accuracy on.",
-            show_default="a fifth of --data, or its own test images",
-            metavar="DIR",
+            help="Other images, to choose eta and measure accuracy on.",
+            show_default="val/ or test/ of --data, or a fifth of it",
+            metavar="DATA",
             rich_help_panel=_DATA,
         ),
     ] = None
+    strict: Annotated[
+        bool,
+        typer.Option(
+            "--strict",
+            help="Stop at images that cannot be used; else they are skipped, counted and named.",
+            rich_help_panel=_DATA,
+        ),
+    ] = False
     eta_grid: Annotated[
         str | None,
         typer.Option(

@@ -66,7 +66,8 @@ def print_outcome(recipe: Recipe, outcome: Outcome, *, figures: bool) -> None:
         figures: Whether to print the sweep and the accuracies.
     """
     if skipped := outcome.data.skipped:
-        print_warning(f"{len(skipped)} unusable images skipped: {'; '.join(skipped[:_SHOWN_FILES])}")
+        images = "image" if len(skipped) == 1 else "images"
+        print_warning(f"{len(skipped)} unusable {images} skipped: {'; '.join(skipped[:_SHOWN_FILES])}")
     print_status(_images_used(outcome))
     _print_convergence(outcome.calibration.convergence)
     if figures:

@@ -37,8 +37,8 @@ class EvaluateOptions:
         str | None,
         typer.Option(
             metavar="DATA",
-            help="Labelled images: a folder, archive, pattern or @LIST as infer takes it, a list FILE.csv of "
-            "path,label lines, digits, cifar10:PATH.",
+            help="Labelled images: a folder, archives or tables (.tar, .zip, .parquet), a list FILE.csv, a "
+            "pattern or @LIST, module:factory, digits, cifar10:PATH. Of train/ and test/ in it, the second.",
             show_default="the bundle's test images, of digits",
         ),
     ] = None
@@ -49,6 +49,12 @@ class EvaluateOptions:
             help="What they show: the class whose name a folder has, or a list of path,label lines.",
         ),
     ] = "folders"
+    strict: Annotated[
+        bool,
+        typer.Option(
+            "--strict", help="Stop at images that cannot be used; else others are taken, which is said."
+        ),
+    ] = False
     images: Annotated[int, typer.Option(metavar="N", min=1, help="How many of them.")] = 100
     epsilon: Annotated[
         list[str] | None,

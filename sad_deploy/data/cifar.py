@@ -27,7 +27,6 @@ _DATASETS: dict[str, Any] = {
 }
 _SPLIT_SEED = 0
 _TRAINING_IMAGES = 50_000
-NAMES = tuple(_DATASETS)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,17 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
 from collections import deque
 from pathlib import Path
 
 from sad_runtime.errors import UserError
 from sad_runtime.sources import LeftOut, describe_left_out, has_image_ending
 
-_SPLIT = re.compile(
-    r"(train(ing)?|trn|val(id(ation)?)?|test(ing)?|tst|dev(elopment)?|eval(uation)?|holdout|heldout)+"
-    r"((sub)?set|data|images?|imgs?|split|part)*"
-)
+from .items import FileItems
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,17 +27,7 @@ class ClassFolder:
     """
 
     path: Path
-    images: tuple[Path, ...]
-
-    @property
-    def is_nested(self) -> bool:
-        """Whether all its images lie in folders of it."""
-        return bool(self.images) and all(image.parent != self.path for image in self.images)
-
-    @property
-    def is_named_like_a_split(self) -> bool:
-        """Whether its name is one of a part of a data set: ``train``, ``Val2017``, ``test_images``."""
-        return _SPLIT.fullmatch(re.sub(r"[\W\d_]+", "", self.path.name.lower())) is not None
+    images: FileItems
 
 
 def validation_beside(path: Path) -> Path | None:
@@ -66,7 +52,7 @@ class Contents:
     """
 
     classes: tuple[ClassFolder, ...]
-    beside: tuple[Path, ...]
+    beside: FileItems
     left_out: tuple[str, ...]
 
 
@@ -92,7 +78,7 @@ class _Reading:
         self.path = path
         self.left_out = LeftOut()
         self.notes: list[str] = []
-        self.linked: deque[tuple[str, list[Path]]] = deque()
+        self.linked: deque[tuple[str, FileItems]] = deque()
         self.read: set[str] = set()
 
     def contents(self) -> Contents:
@@ -100,7 +86,7 @@ class _Reading:
             folders, links, beside = self.entries(str(self.path))
         except OSError as error:
             raise UserError(f"the data folder {self.path} cannot be read: {error.strerror}") from None
-        classes: dict[str, list[Path]] = {name: [] for name in self.claimed(sorted(folders + links))}
+        classes = {name: FileItems() for name in self.claimed(sorted(folders + links))}
         for name, images in classes.items():
             self.below(name, images)
         while self.linked:
@@ -112,8 +98,8 @@ class _Reading:
             self.notes.append(f"{n} beside the class folders in {self.name} {were} left out")
         if self.left_out.counts:
             self.notes.append(describe_left_out(self.left_out.counts, self.name))
-        found = (ClassFolder(Path(name), tuple(sorted(images))) for name, images in classes.items())
-        return Contents(tuple(found), tuple(beside), tuple(self.notes))
+        found = (ClassFolder(Path(name), images.sorted()) for name, images in classes.items())
+        return Contents(tuple(found), FileItems(beside), tuple(self.notes))
 
     def claimed(self, folders: list[str]) -> list[str]:
         """The folders that are classes. From now on they are read as such only, not from within another."""
@@ -133,7 +119,7 @@ class _Reading:
         self.read |= by_place.keys()
         return list(by_place.values())
 
-    def below(self, top: str, images: list[Path]) -> None:
+    def below(self, top: str, images: FileItems) -> None:
         """Add the images of a folder and of all that lies in it; links to folders are left for later."""
         pending = [top]
         while pending:
@@ -143,7 +129,8 @@ class _Reading:
             except OSError as error:
                 self.notes.append(f"the folder {name} cannot be read: {error.strerror}")
                 continue
-            images += found
+            for image in found:
+                images.add(image)
             pending += filter(self.is_new, folders)
             self.linked += ((link, images) for link in links)
 
@@ -153,11 +140,11 @@ class _Reading:
         self.read.add(real)
         return new
 
-    def entries(self, name: str) -> tuple[list[str], list[str], list[Path]]:
+    def entries(self, name: str) -> tuple[list[str], list[str], list[str]]:
         """Folders, links to folders, and images in one folder, each sorted; other files are counted."""
         folders: list[str] = []
         links: list[str] = []
-        images: list[Path] = []
+        images: list[str] = []
         with os.scandir(name) as scanned:
             entries = sorted(scanned, key=lambda entry: entry.name)
         for entry in entries:
@@ -168,7 +155,7 @@ class _Reading:
             elif entry.is_symlink() and os.path.isdir(entry.path):  # noqa: PTH112 - never raises
                 links.append(entry.path)
             elif has_image_ending(entry.name):
-                images.append(Path(entry.path))
+                images.append(entry.path)
             else:
                 self.left_out.add(entry.name)
         return folders, links, images

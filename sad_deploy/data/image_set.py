@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from sad_runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +39,8 @@ class ImageSet:
 
     def batch(self, indices: npt.NDArray[np.intp]) -> tuple[Tensor, Tensor | None]:
         """Pixels (N, C, H, W) float32 in [0, 1], as inference sees them, and labels (N,)."""
+        import torch
+
         chosen = self.take(indices)
         pixels = torch.from_numpy(chosen.images / np.float32(255))
         return pixels, None if chosen.labels is None else torch.from_numpy(chosen.labels)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from sad_runtime.errors import UserError
 from sad_runtime.manifest import Preprocessing
 
 from ..progress import Decoded
-from .folder import FolderSource
 from .image_set import CalibrationData
+from .image_source import ImageSource
 from .source import DataSource
+
+_NAMED = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,21 +21,23 @@ class WithValidation:
 
     Attributes:
         training: For Algorithm 1.
-        validation: A folder, for the rest; its labels are those of ``training`` where that has some.
+        validation: For the rest; its labels are those of ``training`` where that has some.
     """
 
     training: DataSource
-    validation: FolderSource
+    validation: ImageSource
 
     @classmethod
-    def of(cls, training: DataSource, validation: FolderSource) -> WithValidation:
+    def of(cls, training: DataSource, validation: ImageSource) -> WithValidation:
         """Both, with labels in the order of the first one's classes.
 
         Raises:
             UserError: The second has a class that the first has not.
         """
         if training.classes is not None:
-            validation = validation.in_order(training.classes, given_by=training.name)
+            if isinstance(training, ImageSource) and training.numbered and validation.numbered:
+                training, validation = _numbered_alike(training, validation)
+            validation = validation.in_order(training.classes or (), given_by=training.name)
         return cls(training.whole(), validation.whole())
 
     @property
@@ -54,8 +57,26 @@ class WithValidation:
 
     @property
     def left_out(self) -> tuple[str, ...]:
-        """In either."""
-        return self.training.left_out + self.validation.left_out
+        """In either; and which classes the second lacks."""
+        return self.training.left_out + self.validation.left_out + self._lacking()
+
+    def _lacking(self) -> tuple[str, ...]:
+        if not isinstance(self.training, ImageSource) or self.validation.classes is None:
+            return ()
+        present = set(self.validation.present)
+        lacking = [name for name in self.training.present if name not in present]
+        if not lacking:
+            return ()
+        more = f" and {len(lacking) - _NAMED} more" if len(lacking) > _NAMED else ""
+        return (
+            f"{self.validation.name} has no image of {len(lacking)} of {len(self.training.present)} classes: "
+            f"{', '.join(lacking[:_NAMED])}{more}",
+        )
+
+    @property
+    def numbered(self) -> bool:
+        """Whether the classes are only numbers, so that the network may have more."""
+        return isinstance(self.training, ImageSource) and self.training.numbered
 
     @property
     def available(self) -> int:
@@ -67,9 +88,9 @@ class WithValidation:
         return self
 
     def in_order(self, classes: Sequence[str], *, given_by: str) -> WithValidation:
-        """See :meth:`FolderSource.in_order`; data that bring their own order keep it."""
+        """See :meth:`~.image_source.ImageSource.in_order`; data that bring their own order keep it."""
         training = self.training
-        if isinstance(training, FolderSource):
+        if isinstance(training, ImageSource):
             training = training.in_order(classes, given_by=given_by)
         return WithValidation(training, self.validation.in_order(classes, given_by=given_by))
 
@@ -82,7 +103,7 @@ class WithValidation:
         seed: int,
         decoded: Decoded | None = None,
     ) -> CalibrationData:
-        """See :class:`~.source.DataSource`; ``held_out`` are from the validation folder.
+        """See :class:`~.source.DataSource`; ``held_out`` are from the validation source.
 
         Raises:
             UserError: Of one of the two none can be used.
@@ -91,7 +112,7 @@ class WithValidation:
         first = self.training.load(preprocessing, calibration=calibration, **limits)  # type: ignore[arg-type]
         second = self.validation.load(preprocessing, calibration=held_out, **limits)  # type: ignore[arg-type]
         if not len(second.calibration):
-            raise UserError(f"none of the images of {self.validation.name} can be used")
+            raise self.validation.none_usable(self.validation.available, second.skipped)
         return CalibrationData(
             self.name,
             self.classes,
@@ -100,3 +121,9 @@ class WithValidation:
             validation=self.validation.name,
             skipped=first.skipped + second.skipped,
         )
+
+
+def _numbered_alike(*sources: ImageSource) -> tuple[ImageSource, ...]:
+    """The same with as many numbers for classes as the one that has more."""
+    classes = max((source.classes or () for source in sources), key=len)
+    return tuple(dataclasses.replace(source, classes=classes) for source in sources)

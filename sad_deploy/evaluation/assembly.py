@@ -26,6 +26,8 @@ from .subject import Subject, Workshop, judged_file
 GRAPHS = "graphs"
 """Folder of the attack graphs, inside an evaluation's."""
 
+_SHOWN = 3
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Choices:
@@ -34,6 +36,7 @@ class Choices:
     Attributes:
         data: See :func:`~.data.labelled`; None: the bundle's own test images, of the embedded digits.
         labels: Where the images' labels come from; see :func:`~.data.labelled`.
+        strict: Whether an image that cannot be used is fatal.
         images: Most of them.
         seed: Decides which.
         transfer: Another classifier whose adversarial images are tried.
@@ -44,6 +47,7 @@ class Choices:
 
     data: str | None = None
     labels: str = FOLDERS
+    strict: bool = False
     images: int = 100
     seed: int = 0
     transfer: Path | None = None
@@ -94,7 +98,7 @@ def assemble(bundle: Bundle, folder: Path, choices: Choices, *, notice: Callable
     Raises:
         UserError: The file or the images cannot be used.
     """
-    data = _labelled(bundle, choices)
+    data = _labelled(bundle, choices, notice)
     graphs = folder / GRAPHS
     graphs.mkdir(parents=True, exist_ok=True)
     shop = Workshop(graphs, notice)
@@ -132,18 +136,25 @@ def assemble(bundle: Bundle, folder: Path, choices: Choices, *, notice: Callable
     )
 
 
-def _labelled(bundle: Bundle, choices: Choices) -> Labelled:
-    """The images that a bundle is evaluated on."""
+def _labelled(bundle: Bundle, choices: Choices, notice: Callable[[str], None]) -> Labelled:
+    """The images that a bundle is evaluated on; what of the source is not among them is said."""
     manifest = bundle.manifest
     source = choices.data or _own_data(manifest)
-    return labelled(
+    data = labelled(
         source,
         manifest.preprocessing,
         manifest.classes,
         count=choices.images,
         seed=choices.seed,
         labels=choices.labels,
+        strict=choices.strict,
     )
+    for note in data.notes:
+        notice(note)
+    if data.skipped:
+        images = "image" if len(data.skipped) == 1 else "images"
+        notice(f"{len(data.skipped)} unusable {images} skipped: {'; '.join(data.skipped[:_SHOWN])}")
+    return data
 
 
 def _backend(choices: Choices) -> BackendChoice:
@@ -161,7 +172,7 @@ def unattacked(
     Raises:
         UserError: As :func:`assemble`.
     """
-    data = _labelled(bundle, choices)
+    data = _labelled(bundle, choices, notice)
     graphs = folder / GRAPHS
     graphs.mkdir(parents=True, exist_ok=True)
     shop = Workshop(graphs, notice)

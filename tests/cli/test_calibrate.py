@@ -183,7 +183,7 @@ def test_an_unlabelled_folder_reports_agreement(monkeypatch, capsys, work_folder
     assert manifest.calibration["clean_accuracy"]["split"] == "held-out"
     assert "against predictions of the uncalibrated model" in captured.out
     assert manifest.calibration["data"]["skipped_images"] == 1
-    assert "1 unusable images skipped" in captured.err and "broken.png" in captured.err
+    assert "1 unusable image skipped" in captured.err and "broken.png" in captured.err
 
 
 def test_a_labelled_folder_gives_the_same_tensors_as_the_embedded_digits(monkeypatch, work_folder):
@@ -204,7 +204,7 @@ def test_a_labelled_folder_gives_the_same_tensors_as_the_embedded_digits(monkeyp
         (["--model", "resnet18"], "--data is missing"),
         (["--model", "reznet18", "--data", "."], "close: resnet18"),
         (["--weights", "absent.pt"], "no such file"),
-        (["--data", "absent"], "no data folder absent"),
+        (["--data", "absent"], "no data folder or file absent"),
         (["--out", "."], "current folder"),
         (["--batch-size", "1000"], "fewer than two batches of 1000"),
         (["--attack", "magic"], "magic"),
@@ -324,7 +324,7 @@ def grey_state():
 def test_class_folders_in_another_order_stop_the_calibration_and_classes_mends_it(monkeypatch, capsys):
     data = grey_folder("zero", "one", "two", "three")
     error = refused(monkeypatch, capsys, *GREY_OPTIONS, "--data", data, "--out", "b")
-    assert "the class folders are in another order than the network's outputs" in error
+    assert "the data's classes are in another order than the network's outputs" in error
     assert "by these images: zero, one, two, three" in error
     Path("classes.txt").write_text("zero\none\ntwo\nthree\n")
     assert (
@@ -383,9 +383,25 @@ def test_images_that_the_network_was_not_trained_on_decide_alone(monkeypatch, ca
         "source": "photos/train", "validation": "photos/val", "labelled": True, "calibration_images": 48,
         "held_out_images": 32, "test_images": 0, "skipped_images": 0,
     }  # fmt: skip
+    assert calibrate(monkeypatch, *options[:-4], "--data", "photos", "--out", "both") == 0
+    err = capsys.readouterr().err
+    assert "note: photos/train calibrates, photos/val chooses eta and measures accuracy" in err
+    alone, both = (
+        {file.name: file.read_bytes() for file in Path(name).glob("*.safetensors")} for name in ("b", "both")
+    )
+    assert alone and alone == both, "--data photos is --data photos/train --val-data photos/val"
     Path("photos/val/d").rename("photos/val/e")
     error = refused(monkeypatch, capsys, *options, "--val-data", "photos/val")
     assert "1 of 4 class folders in photos/val are not in photos/train: e" in error
-    assert "--val-data digits: it takes a folder" in refused(monkeypatch, capsys, "--val-data", "digits")
-    both = refused(monkeypatch, capsys, *GREY_OPTIONS, "--data", "photos")
-    assert "use --data photos/train --val-data photos/val" in both
+    assert "--val-data digits: it takes other images" in refused(monkeypatch, capsys, "--val-data", "digits")
+
+
+def test_a_broken_image_is_named_and_skipped_or_with_strict_fatal(monkeypatch, capsys):
+    options = [*GREY_OPTIONS, "--data", grey_folder("a", "b", "c", "d"), "--out", "b"]
+    Path("grey/c/broken.png").write_bytes(b"\x89PNG")
+    torch.save(grey_state(), "grey.pt")
+    options += ["--weights", "grey.pt"]
+    error = refused(monkeypatch, capsys, *options, "--strict", "--batches", "10")
+    assert "1 image of grey cannot be used: grey/c/broken.png: " in error
+    assert calibrate(monkeypatch, *options, "--batches", "10") == 0
+    assert "warning: 1 unusable image skipped: grey/c/broken.png: " in capsys.readouterr().err

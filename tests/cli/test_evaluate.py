@@ -147,7 +147,7 @@ def test_what_a_classifier_says_of_itself_is_read_as_infer_reads_it(classifier: 
         (("--epsilon", "8"), "8/255 if grey levels are meant"),
         (("--epsilon", "x"), "epsilon must be a number"),
         (("--budget", "soon"), "--budget takes a time"),
-        (("--data", "nowhere"), "nothing to read from nowhere (no such file or folder)"),
+        (("--data", "nowhere"), "there is no data folder or file nowhere"),
         (("--data", "tests/support"), "nothing to read from tests/support (no image in it)"),
         (("--data", "docs/images"), "have no label: no folder they are in is named like a class"),
         (("--precision", "fp16"), "no fp16 graph"),

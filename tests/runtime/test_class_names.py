@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -65,7 +66,7 @@ def folders(root, *names, empty=()):
 def test_labels_follow_the_order_given_and_a_class_may_have_no_folder(tmp_path):
     data = find_data(folders(tmp_path, "one", "three", "zero"), classes=("zero", "one", "two", "three"))
     assert data.classes == ("zero", "one", "two", "three")
-    assert dict(zip((path.parent.name for path in data.paths), data.labels, strict=True)) == {
+    assert dict(zip((Path(name).parent.name for name in data.items), data.labels, strict=True)) == {
         "one": 1,
         "three": 3,
         "zero": 0,
@@ -85,7 +86,7 @@ def test_a_folder_that_is_not_named_is_refused(tmp_path):
 
 
 def test_data_with_an_order_of_its_own_takes_no_other():
-    with pytest.raises(UserError, match="--classes is for a folder of images"):
+    with pytest.raises(UserError, match="--classes is for images whose classes have no order"):
         find_data("digits", classes=("a", "b"))
 
 

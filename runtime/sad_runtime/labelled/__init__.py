@@ -4,7 +4,7 @@
 ``run_scores`` counts the rows of a run. May import numpy, ``results`` and what lies below.
 """
 
-from .labels import FOLDERS, Labels, listed
+from .labels import FOLDERS, Labels, listed, read_list
 from .run_scores import RunScores
 from .scores import Bin, Paired, Scores, Share, out_of_step, share
 
@@ -18,5 +18,6 @@ __all__ = [
     "Share",
     "listed",
     "out_of_step",
+    "read_list",
     "share",
 ]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ..errors import UserError, reason_of
@@ -13,7 +14,9 @@ from ..sources import absolute
 FOLDERS = "folders"
 """In place of a list's file: the names of folders are the labels."""
 
-_HEAD = ["path", "label"]
+_PATH = ("path", "file", "filename", "file_name", "filepath", "image", "image_path")
+_LABEL = ("label", "labels", "class", "class_name", "cls", "target", "category")
+"""What a list's first line may call its columns; the first that is there counts."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,31 +86,68 @@ def listed(path: Path, classes: Sequence[str]) -> list[tuple[Path, int]]:
     Raises:
         UserError: It cannot be read, is empty, has a label that is no class, or two for an image.
     """
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = [row for row in csv.reader(file) if row]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        reason = reason_of(error) if isinstance(error, OSError) else str(error)
-        raise UserError(f"the list {path} cannot be read: {reason}") from None
-    if rows and [cell.strip().lower() for cell in rows[0][:2]] == _HEAD:
-        rows = rows[1:]
-    if not rows:
-        raise UserError(f"the list {path} names no image", hint="lines of path,label")
     index = _numbers(classes)
     found: dict[Path, int] = {}
-    for number, row in enumerate(rows, start=1):
-        label = _label(row[1].strip(), index) if len(row) > 1 else None
+    for number, (name, text) in enumerate(read_list(path), start=1):
+        label = None if text is None else _label(text, index)
         if label is None:
-            given = repr(row[1]) if len(row) > 1 else "none"
+            given = "none" if text is None else repr(text)
             raise UserError(
                 f"image {number} of {path} has label {given}, which is none of the {len(classes)} classes",
                 hint=f"a class's name, for example {classes[0]!r}, or its number",
             )
-        image = path.parent / row[0]
+        image = path.parent / name
         if found.setdefault(image, label) != label:
             both = f"{classes[found[image]]} and {classes[label]}"
-            raise UserError(f"{path} has two labels for {row[0]}: {both}")
+            raise UserError(f"{path} has two labels for {name}: {both}")
     return list(found.items())
+
+
+def read_list(path: Path) -> Iterator[tuple[str, str | None]]:
+    """Lines of a path and a label, separated by commas, or by tabs in a ``.tsv`` or where no comma is.
+
+    The first line may name the columns, ``path`` and ``label`` for example, which may then be any two.
+
+    Returns:
+        Path and label as they are written, stripped; None where there is no label. Line by line.
+
+    Raises:
+        UserError: It cannot be read, or has no line.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            first = file.readline()
+            file.seek(0)
+            tabs = path.suffix.lower() == ".tsv" or ("\t" in first and "," not in first)
+            rows: Iterator[list[str]] = (
+                row for row in csv.reader(file, delimiter="\t" if tabs else ",") if row
+            )
+            head = next(rows, None)
+            columns = None if head is None else _columns(head)
+            if head is not None and columns is None:
+                columns = (0, 1)
+                rows = itertools.chain((head,), rows)
+            empty = True
+            for row in rows:
+                empty = False
+                image, label = columns or (0, 1)
+                text = row[label].strip() if len(row) > label else ""
+                yield (row[image].strip() if len(row) > image else ""), text or None
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        reason = reason_of(error) if isinstance(error, OSError) else str(error)
+        raise UserError(f"the list {path} cannot be read: {reason}") from None
+    if empty:
+        raise UserError(f"the list {path} names no image", hint="lines of path,label")
+
+
+def _columns(row: Sequence[str]) -> tuple[int, int] | None:
+    """Which columns hold path and label, if this first line names them."""
+    cells = [cell.strip().lower() for cell in row]
+    image = next((i for i, cell in enumerate(cells) if cell in _PATH), None)
+    label = next((i for i, cell in enumerate(cells) if cell in _LABEL), None)
+    if image is None or (label is None and len(cells) > 1):
+        return None
+    return image, len(cells) if label is None else label
 
 
 def _numbers(classes: Sequence[str]) -> dict[str, int]:

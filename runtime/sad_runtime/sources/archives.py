@@ -81,7 +81,9 @@ class Archive:
         """Close the file; members that were not read yet cannot be any more."""
         self._close()
 
-    def members(self, left_out: LeftOut) -> Iterator[MemberItem | TarMember | FailedItem]:
+    def members(
+        self, left_out: LeftOut, *, beside: tuple[str, ...] = ()
+    ) -> Iterator[MemberItem | TarMember | FailedItem]:
         """Regular files with an image's ending that are not hidden; links and devices of such a name fail.
 
         If the archive is damaged, its last item is one that says so, with the archive's name. Names are made
@@ -90,8 +92,10 @@ class Archive:
         Args:
             left_out: Told of members without an image's ending, as of files in a folder: not of directories
                 nor of what is hidden. A link counts as a file; where it leads is not looked at.
+            beside: Endings, in lower case, of files that say something of an image, such as ``.cls``; they
+                are given too, under the names that they have.
         """
-        names = _Names(self.name, left_out)
+        names = _Names(self.name, left_out, beside)
         try:
             yield from self._of_zip(names) if self._zip is not None else self._of_tar(names)
         except Exception as error:
@@ -192,11 +196,12 @@ class TarMember:
 
 
 class _Names:
-    """Safe, unique names for the images among an archive's members."""
+    """Safe, unique names for the images among an archive's members, and for the files beside them."""
 
-    def __init__(self, archive: str, left_out: LeftOut) -> None:
+    def __init__(self, archive: str, left_out: LeftOut, beside: tuple[str, ...] = ()) -> None:
         self._archive = archive
         self._left_out = left_out
+        self._beside = beside
         self._seen: set[bytes] = set()
 
     def of(self, member: str) -> str | None:
@@ -204,10 +209,12 @@ class _Names:
         parts = [part for part in member.replace("\0", "").split("/") if part not in ("", ".", "..")]
         if not parts or any(part.startswith(".") for part in parts):
             return None
+        path = "/".join(parts)
         if not has_image_ending(parts[-1]):
+            if parts[-1].lower().endswith(self._beside):
+                return f"{self._archive}/{path}"
             self._left_out.add(parts[-1])
             return None
-        path = "/".join(parts)
         stem, _, ending = path.rpartition(".")
         name, again = path, 1
         while (digest := name_digest(name)) in self._seen:

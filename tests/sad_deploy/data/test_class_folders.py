@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from sad_deploy.data import find_data
+from sad_deploy.data import WithValidation, find_data
+from sad_deploy.data.parts import part_of
 from sad_runtime.errors import UserError
 from sad_runtime.manifest import Color, Preprocessing
 from sad_runtime.sources import open_sources
@@ -25,8 +27,8 @@ def found(root: Path | str) -> dict[str, str]:
     source = find_data(str(root))
     assert source.classes is not None
     classes = [source.classes[label] for label in source.labels]
-    paths = [str(path.relative_to(root)) for path in source.paths]
-    assert len(set(map(os.path.realpath, source.paths))) == len(paths)
+    paths = [os.path.relpath(name, root) for name in source.items]
+    assert len(set(map(os.path.realpath, source.items))) == len(paths)
     return dict(zip(paths, classes, strict=True))
 
 
@@ -44,17 +46,17 @@ def test_images_below_a_class_folder_are_of_its_class(tmp_path):
 
 def test_calibrate_finds_in_a_class_folder_what_infer_finds_in_it(tmp_path):
     make(tmp_path, "a/.hidden/1.jpg", "a/.2.jpg", "a/b/3.jpg", "a/b/c/4.TIF", "a/b/c/5.txt", "a/6.jpg/7.bmp")
-    make(tmp_path, "elsewhere/8.jpg", ".h/9.jpg")
+    make(tmp_path, "elsewhere/8.jpg", ".h/9.jpg", "data/b/10.jpg")
     (tmp_path / "a" / "10.jpg").symlink_to("b/3.jpg")
     (tmp_path / "a" / "link").symlink_to("../elsewhere")
     (tmp_path / "a" / "loop").symlink_to("b")
     os.mkfifo(tmp_path / "a" / "pipe.jpg")
-    (tmp_path / "data").mkdir()
     (tmp_path / "data" / "a").symlink_to("../a")
     with open_sources([str(tmp_path / "data" / "a")]) as sources:
         expected = [item.name for item in sources]
     assert len(expected) == 6
-    assert sorted(map(str, find_data(str(tmp_path / "data")).paths)) == sorted(expected)
+    found = find_data(str(tmp_path / "data")).items
+    assert sorted(name for name in found if "/data/a/" in name) == sorted(expected)
 
 
 def test_the_images_themselves_are_read_with_their_labels(tmp_path):
@@ -125,22 +127,62 @@ def test_a_link_back_is_no_class(tmp_path):
         ["testing", "train2017", "val2017"],
         ["held-out", "TrainVal"],
         ["labels", "test", "train"],
-        ["test_set", "validation"],
+        ["validation", "test_set"],
     ],
 )
-def test_folders_named_like_splits_whose_images_are_all_nested_are_refused(tmp_path, names):
+def test_parts_are_found_by_themselves_and_said(tmp_path, names):
     make(tmp_path, *(f"{name}/{kind}/1.jpg" for name in names for kind in ("cat", "dog")))
-    with pytest.raises(UserError, match=rf"of {len(names)} class folders in .* hold no images") as error:
-        find_data(str(tmp_path))
+    data = find_data(str(tmp_path))
     best = next((name for name in names if name.lower().startswith("train")), names[0])
-    assert f"--data {tmp_path / best}" in str(error.value.hint)
+    assert data.name == str(tmp_path / best) and data.classes == ("cat", "dog")
+    assert str(tmp_path / best) in data.left_out[0]
+    assert isinstance(data, WithValidation) == (len(set(map(part_of, names)) - {None}) > 1)
 
 
-def test_splits_are_recognised_if_one_of_them_has_no_classes(tmp_path):
-    make(tmp_path, "train/cat/1.jpg", "train/dog/2.jpg", "test/3.jpg")
-    with pytest.raises(UserError, match=r"1 of 2 class folders .*: train") as error:
+def test_the_validation_part_chooses_eta_or_else_the_test_part_or_what_is_named(tmp_path):
+    make(
+        tmp_path, *(f"{part}/{kind}/1.jpg" for part in ("train", "valid", "test") for kind in ("cat", "dog"))
+    )
+    data = find_data(str(tmp_path))
+    assert isinstance(data, WithValidation) and data.validation.name == str(tmp_path / "valid")
+    assert data.left_out == (
+        f"{tmp_path}/train calibrates, {tmp_path}/valid chooses eta and measures accuracy",
+    )
+    named = find_data(str(tmp_path), val_data=str(tmp_path / "test"))
+    assert isinstance(named, WithValidation) and named.validation.name == str(tmp_path / "test")
+    shutil.rmtree(tmp_path / "valid")
+    data = find_data(str(tmp_path))
+    assert isinstance(data, WithValidation) and data.validation.name == str(tmp_path / "test")
+
+
+def test_a_class_that_a_part_lacks_is_named(tmp_path):
+    make(tmp_path, "train/ant/1.jpg", "train/bee/1.jpg", "train/cow/1.jpg", "val/ant/1.jpg", "val/cow/1.jpg")
+    note = f"{tmp_path}/val has no image of 1 of 3 classes: bee"
+    assert note in find_data(str(tmp_path)).left_out
+    make(tmp_path, "val/bee/1.jpg", "val/dog/1.jpg")
+    with pytest.raises(UserError, match=r"1 of 4 class folders in .*/val are not in .*/train: dog"):
         find_data(str(tmp_path))
-    assert f"--data {tmp_path / 'train'}" in str(error.value.hint)
+
+
+def test_two_folders_for_one_part_are_not_guessed_between(tmp_path):
+    make(
+        tmp_path, *(f"{part}/{kind}/1.jpg" for part in ("train_a", "train2017", "train2018") for kind in "xy")
+    )
+    shutil.rmtree(tmp_path / "train_a")
+    with pytest.raises(UserError, match=r"holds train2017 and train2018, both for train"):
+        find_data(str(tmp_path))
+
+
+def test_a_part_without_labels_chooses_nothing_for_one_with(tmp_path):
+    make(tmp_path, "train/cat/1.jpg", "train/dog/2.jpg", "test/3.jpg")
+    data = find_data(str(tmp_path))
+    assert data.name == str(tmp_path / "train") and not isinstance(data, WithValidation)
+
+
+def test_one_class_alone_is_refused(tmp_path):
+    make(tmp_path, "cat/1.jpg", "cat/2.jpg")
+    with pytest.raises(UserError, match=r"images of one class only: cat"):
+        find_data(str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -167,7 +209,7 @@ def test_what_is_left_out_is_counted_and_said(tmp_path, monkeypatch):
     source = find_data("photos/")
     assert source.left_out[0] == "1 image beside the class folders in photos/ was left out"
     assert source.left_out[1].startswith(expected)
-    assert len(source.paths) == 2
+    assert len(source.items) == 2
     make(Path("photos"), "9.JPG", "10.png")
     assert find_data("photos").left_out[0] == "3 images beside the class folders in photos/ were left out"
 
@@ -177,7 +219,7 @@ def test_what_is_left_out_of_a_flat_folder_is_said(tmp_path, monkeypatch):
     make(tmp_path, "1.jpg", "2.cr2", ".3.cr2")
     source = find_data(".")
     assert source.classes is None
-    assert [path.name for path in source.paths] == ["1.jpg"]
+    assert [Path(name).name for name in source.items] == ["1.jpg"]
     assert source.left_out == ("1 file in ./ left out for not having an image's extension: 1 .cr2",)
 
 
@@ -201,7 +243,7 @@ def test_a_folder_that_cannot_be_read_is_said(tmp_path):
         outer = inner
     os.close(outer)
     source = find_data(str(tmp_path))
-    assert len(source.paths) == 2
+    assert len(source.items) == 2
     assert len(source.left_out) == 1
     assert "cannot be read: File name too long" in source.left_out[0]
 

@@ -186,15 +186,6 @@ def test_class_folders_without_images_are_all_named(class_folders):
         find_data(str(class_folders))
 
 
-def test_a_folder_of_splits_is_recognised(class_folders):
-    outer = class_folders.parent / "outer"
-    outer.mkdir()
-    class_folders.rename(outer / "train")
-    with pytest.raises(UserError) as error:
-        find_data(str(outer))
-    assert str(outer / "train") in str(error.value.hint)
-
-
 @pytest.mark.parametrize("name", ["absent", "file.txt"])
 def test_data_that_is_no_folder_is_refused(tmp_path, name):
     (tmp_path / "file.txt").write_text("")

@@ -68,7 +68,10 @@ def test_images_without_a_label_are_refused(folder: Path) -> None:
 def test_nothing_that_can_be_read_is_said(tmp_path: Path) -> None:
     (tmp_path / "ant").mkdir()
     (tmp_path / "ant" / "1.png").write_bytes(b"no image")
-    with pytest.raises(UserError, match=r"none of the images of .* can be used; the first: .*1\.png"):
+    with pytest.raises(UserError, match=r"the only image of .* cannot be used; the first: .*1\.png"):
+        read(tmp_path)
+    (tmp_path / "ant" / "2.png").write_bytes(b"")
+    with pytest.raises(UserError, match=r"none of the 2 images of .* can be used; the first: .*[12]\.png"):
         read(tmp_path)
 
 
