@@ -2,9 +2,9 @@
 
     python benchmarks/kills_calibrate.py [--kills 20] [--batches 300]
 
-The default digits with the choice of η and PGD-10, batches of 32. Each kill is SIGKILL, one in four at a random
-moment after the start, the others a random moment after the state was saved again. What is compared is every
-byte of the bundle.
+The default digits with the choice of η and PGD-10, batches of 32. Each kill is SIGKILL: one in four at a
+random moment after the start, the others a random moment after the state was saved again. What is compared is
+every byte of the bundle.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from sad_runtime.errors import UserError
 from sad_runtime.manifest import ExifOrientation, Interpolation
 
 from .attack_config import Attack, AttackKind
+from .recipe_values import read_channels, read_eta, read_grid, read_number, read_size
 
 DEFAULT_MODEL = "digits"
 EMBEDDED = (DEFAULT_MODEL, "digits-adversarial")
@@ -34,7 +35,6 @@ DEVICES = ("auto", "cpu", "cuda")
 PAPER_ETA = 0.8
 PAPER_MOMENTUM = 0.1
 _PAPER_ATTACK = Attack(kind=AttackKind.PGD, epsilon=8 / 255, steps=20)
-_AUTO = "auto"
 _BROUGHT = (
     *("model", "weights", "weights_key", "classes"),
     *("image_size", "resize", "crop_pct", "interpolation", "mean", "std", "exif_orientation"),
@@ -179,12 +179,12 @@ def resolve(options: Options) -> Recipe:
     """
     options = _inherited(options)
     problems: list[str] = []
-    eta = _read_eta(options.eta, problems)
-    epsilon = _read_number("--epsilon", options.epsilon, problems)
-    grid = _read_grid(options.eta_grid, problems)
-    size = _read_size(options.image_size, problems)
+    eta = read_eta(options.eta, problems)
+    epsilon = read_number("--epsilon", options.epsilon, problems)
+    grid = read_grid(options.eta_grid, problems)
+    size = read_size(options.image_size, problems)
     mean, std = (
-        _read_channels(name, text, problems)
+        read_channels(name, text, problems)
         for name, text in (("--mean", options.mean), ("--std", options.std))
     )
     problems += _contradictions(options, eta, epsilon, mean, std)
@@ -330,73 +330,3 @@ def _contradictions(
         for name, differs, paper in given:
             if differs:
                 yield f"{name} contradicts --paper, which uses {paper}"
-
-
-def _read_eta(text: str | None, problems: list[str]) -> float | None:
-    """η, or None for the sweep."""
-    return None if text is None or text == _AUTO else _read_number("--eta", text, problems, also=_AUTO)
-
-
-def _read_grid(text: str | None, problems: list[str]) -> tuple[float, ...] | None:
-    """Some η separated by commas, at least one above 0."""
-    if text is None:
-        return None
-    try:
-        values = tuple(sorted({float(part) for part in text.split(",")}))
-    except ValueError:
-        values = ()
-    if not values or not 0 <= values[0] <= values[-1] < float("inf") or values[-1] == 0:
-        problems.append(f"--eta-grid takes values of at least 0 separated by commas, got {text!r}")
-        return None
-    return values
-
-
-def _read_size(size: int | str | None, problems: list[str]) -> tuple[int, int] | None:
-    """A side, or height,width."""
-    if size is None:
-        return None
-    parts = str(size).split(",")
-    if len(parts) > 2 or not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
-        problems.append(f"--image-size takes a side or height,width in pixels, got {size!r}")
-        return None
-    return int(parts[0]), int(parts[-1])
-
-
-def _read_number(
-    name: str, text: str | None, problems: list[str], *, also: str = "a fraction"
-) -> float | None:
-    """A number, or a fraction such as 8/255; at least 0."""
-    if text is None:
-        return None
-    numerator, slash, denominator = text.partition("/")
-    try:
-        value = float(numerator) / float(denominator) if slash else float(text)
-    except (ValueError, ZeroDivisionError):
-        problems.append(f"{name} takes a number or {also}, got {text!r}")
-        return None
-    if not 0 <= value < float("inf"):
-        problems.append(f"{name} must be at least 0 and finite, got {text!r}")
-        return None
-    return value
-
-
-def _read_channels(name: str, text: str | None, problems: list[str]) -> tuple[float, ...] | None:
-    """One number a channel, separated by commas."""
-    if text is None:
-        return None
-    try:
-        values = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        values = ()
-    if len(values) not in (1, 3, 4):
-        problems.append(
-            f"{name} takes one value, three (RGB) or four (RGBA) separated by commas, got {text!r}; image "
-            "files are not read with other numbers of channels"
-        )
-        return None
-    if not all(0 <= value <= 1 for value in values) or (name == "--std" and 0 in values):
-        least = "above 0" if name == "--std" else "at least 0"
-        advice = ": divide by 255" if max(values) > 1 else ""
-        problems.append(f"{name} is in pixels of [0, 1], {least} and at most 1, got {text}{advice}")
-        return None
-    return values
