@@ -109,7 +109,7 @@ def serving(repository: Path, work: Path, *, ports: Sequence[int] = ()) -> Itera
         version = f"{sys.version_info.major}.{sys.version_info.minor}"
         stub = root / "python_backend_stubs" / version / "triton_python_backend_stub"
         shutil.copy(stub, backends / "python" / stub.name)
-    http, grpc = ports or (_free_port(), _free_port())
+    http, grpc = ports or free_ports(2)
     process = subprocess.Popen(
         [
             str(_binary(wheel)),
@@ -154,8 +154,10 @@ def _wait(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
     raise RuntimeError(f"tritonserver is not ready: {log.read_text(errors='replace')[-3000:]}")
 
 
-def _free_port() -> int:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        port: int = listening.getsockname()[1]
-        return port
+def free_ports(count: int) -> tuple[int, ...]:
+    """Ports of the loopback that nobody listens on."""
+    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = tuple(each.getsockname()[1] for each in held)
+    for each in held:
+        each.close()
+    return ports
