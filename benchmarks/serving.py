@@ -1,12 +1,14 @@
 """What a service costs beside the local loop: throughput, latency at half load, twice the load it can bear.
 
-    python benchmarks/serving.py [--images 64] [--rounds 3] [--seconds 30] [--overload 600] [--backend cpu]
+    python benchmarks/serving.py [--images 64] [--rounds 3] [--seconds 30] [--overload 600]
+        [--only example server]
 
 The local loop is `Classifier.stream` at batch 16, as `infer` runs; against it are `Classifier.submit` in the
 same process, and examples/serve_fastapi.py as a process of its own with clients on loopback. The three take
 turns, and ratios are of the medians; on a shared machine, trust those of CPU. A resnet18 with random weights
-and 500×375 JPEGs, as in pipeline.py. Under twice the load the process's memory is read all along, and its own
-counts must be the clients': what it accepted is what was answered with 200.
+and 500×375 JPEGs, as in pipeline.py. Under twice the load the process's memory is read all along, beside its
+own counts of images: what it accepted should be what was answered with 200. The part `server` is in
+serving_remote.py.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from typing import Any
 import numpy as np
 from measuring import machine, write_results
 from pipeline import photographs, resnet18_bundle
+from serving_remote import remote
 
 from sad_runtime import Batching, Classifier
 
@@ -40,8 +43,8 @@ BATCH = 16
 CLIENTS = 32
 WAITING = 64
 SERVE = Path(__file__).parents[1] / "examples" / "serve_fastapi.py"
-TARGETS = {"http_against_local": 0.8}
-PARTS = ("example",)
+TARGETS = {"http_against_local": 0.8, "server_against_local": 0.8}
+PARTS = ("example", "server")
 
 
 class Server:
@@ -236,6 +239,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         if "example" in given.only:
             results |= example(Path(name), given)
+        if "server" in given.only:
+            results["server"] = remote(Path(name), given.rounds, given.seconds)
     print(json.dumps({name: value for name, value in results.items() if name != "machine"}, indent=2))
     write_results(path, results)
 
