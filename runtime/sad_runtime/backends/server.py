@@ -22,12 +22,12 @@ import numpy.typing as npt
 
 from ..bundle import Bundle
 from ..choices import BackendChoice
-from ..errors import BackendError, BundleError, UserError
+from ..errors import BackendError, BundleError, UnavailableError, UserError
 from .accept import found_by
 from .choose import OpenedBackend
 from .inference_client import ADDRESS, Client, Images, Input, NotAvailableError, RefusedError
 from .load import BackendOptions, Loaded, forms
-from .protocol import INPUT, LOGITS
+from .protocol import INPUT, LOGITS, SALIENCY
 
 T = TypeVar("T")
 
@@ -171,8 +171,14 @@ class ServerBackend:
                 self._size = self.max_batch = min(self._size, half)
             return {name: np.concatenate([part[name] for part in parts]) for name in outputs}
         for name in outputs:
-            if name not in found or len(found[name]) != len(piece):
+            if name not in found:
                 raise BackendError(f"{self._model} at {self._server.url} answered without {name}")
+            shape = found[name].shape
+            wanted = self.input_shape if name == SALIENCY else shape[1:2]
+            if shape != (len(piece), *wanted) or not wanted:
+                raise BackendError(
+                    f"{self._model} at {self._server.url} answered {name} of {shape} to {len(piece)} images"
+                )
         return found
 
     def _ask(self, question: Callable[[Client], T]) -> T:
@@ -185,7 +191,7 @@ class ServerBackend:
                 self._local.connection = None  # one that broke is made anew
                 left = end - time.monotonic()
                 if left <= 0:
-                    raise BackendError(
+                    raise UnavailableError(
                         f"{self._server.url} has not answered for {self._patience:g} s: {error}",
                         hint="rows that are finished are kept: --resume goes on when it is there again",
                     ) from None

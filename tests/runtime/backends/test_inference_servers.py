@@ -14,16 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from onnx import numpy_helper
 from PIL import Image
 
-from sad_runtime import Classifier
+from sad_runtime import Batching, Classifier
 from sad_runtime.backends.server import Server
 from sad_runtime.bundle import Bundle
-from sad_runtime.errors import UserError
+from sad_runtime.errors import UnavailableError, UserError
 from tests.support.command_line import exit_code
 from tests.support.inference_servers import Kind, Model, serving, why_missing
-from tests.support.tiny_bundle import linear_model, write_tiny_bundle
+from tests.support.tiny_bundle import linear_model, two_pass_graph, write_tiny_bundle
 from tests.support.triton_server import Address, free_ports
 
 on_servers = pytest.mark.skipif(why_missing() is not None, reason=str(why_missing()))
@@ -155,6 +157,41 @@ def test_what_a_server_has_not_is_refused_at_once(
         with pytest.raises(UserError, match=r"takes images of \(3, 16, 16\), the bundle says \(3, 8, 8\)"):
             Classifier.load(bundle, server=Server(url))
         assert time.monotonic() - started < 4  # it is not asked again
+
+
+@on_servers
+def test_a_server_that_goes_away_is_one_error_of_all_that_is_submitted(
+    bundle: Bundle, tmp_path: Path
+) -> None:
+    """Its patience passes once a batch, not once an image."""
+    with contextlib.ExitStack() as stack:
+        address = stack.enter_context(serving(Kind.MLSERVER, of(bundle), tmp_path / "server"))
+        options = Batching(max_batch=16, max_wait_ms=2000)
+        server = Server(f"grpc://{address.grpc}", patience=1)
+        there = stack.enter_context(Classifier.load(bundle, server=server, batching=options))
+        assert there.submit(IMAGES[0]).result().label >= 0
+        address.stop()
+        began = time.monotonic()
+        futures = [there.submit(image) for image in IMAGES[:16]]
+        for future in futures:
+            with pytest.raises(UnavailableError, match="has not answered for 1 s"):
+                future.result(60)
+        assert time.monotonic() - began < 10
+
+
+@on_servers
+def test_answers_of_another_shape_are_refused(bundle: Bundle, tmp_path: Path) -> None:
+    graph = two_pass_graph(linear_model(SHAPE))
+    (deep,) = (each for each in graph.graph.initializer if each.name == "deep")
+    deep.CopyFrom(numpy_helper.from_array(np.array([0, 8, 8, 3], np.int64), "deep"))
+    del graph.graph.output[1].type.tensor_type.shape.dim[:]
+    onnx.save(graph, tmp_path / "model.onnx")
+    model = Model("tiny", tmp_path / "model.onnx", None)
+    with (
+        serving(Kind.KSERVE, model, tmp_path / "server") as address,
+        pytest.raises(UserError, match=r"answered saliency of \(4, 8, 8, 3\) to 4 images"),
+    ):
+        Classifier.load(bundle, server=Server(f"grpc://{address.grpc}"))
 
 
 @contextlib.contextmanager
