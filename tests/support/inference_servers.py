@@ -59,6 +59,7 @@ server.start([model])
 """
 
 _MLSERVER = """
+import asyncio
 import onnxruntime
 from mlserver import MLModel
 from mlserver.codecs import NumpyCodec
@@ -66,6 +67,7 @@ from mlserver.types import InferenceResponse
 
 class GraphModel(MLModel):
     async def load(self):
+        await asyncio.sleep(self.settings.parameters.extra["loading"])
         options = {"providers": ["CPUExecutionProvider"]}
         self.session = onnxruntime.InferenceSession(self.settings.parameters.uri, **options)
         return True
@@ -103,12 +105,14 @@ class Model:
         graph: The file.
         shape: (C, H, W), said in the metadata; None says nothing of inputs and outputs.
         binary: Whether KServe's model answers in bytes.
+        loading: Seconds that MLServer listens before it has the model.
     """
 
     name: str
     graph: Path
     shape: Sequence[int] | None
     binary: bool = True
+    loading: float = 0
 
     def metadata(self) -> dict[str, Any]:
         """Its inputs and outputs, of any batch."""
@@ -162,7 +166,7 @@ def _mlserver(model: Model, work: Path, http: int, grpc: int) -> list[str]:
     folder = work / "served"
     folder.mkdir(exist_ok=True)
     of_model = {"name": model.name, "implementation": "graph_model.GraphModel", **model.metadata()}
-    of_model["parameters"] = {"uri": str(model.graph)}
+    of_model["parameters"] = {"uri": str(model.graph), "extra": {"loading": model.loading}}
     (folder / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
     (folder / "model-settings.json").write_text(json.dumps(of_model), encoding="utf-8")
     (folder / "graph_model.py").write_text(_MLSERVER, encoding="utf-8")

@@ -114,7 +114,7 @@ def test_what_is_larger_than_a_server_takes_goes_in_smaller_requests(kind: Kind,
 def test_a_server_that_comes_back_without_its_model_at_first_costs_no_row(
     scheme: str, bundle: Bundle, tmp_path: Path
 ) -> None:
-    """MLServer listens before it has loaded: for a moment there is no such model."""
+    """MLServer listens before it has loaded: until then there is no such model."""
     ports, answers, ended = free_ports(2), [], threading.Event()
     with contextlib.ExitStack() as stack:
         address = stack.enter_context(serving(Kind.MLSERVER, of(bundle), tmp_path / "first", ports=ports))
@@ -131,7 +131,8 @@ def test_a_server_that_comes_back_without_its_model_at_first_costs_no_row(
         time.sleep(0.3)
         address.stop()
         before = len(answers)
-        with serving(Kind.MLSERVER, of(bundle), tmp_path / "second", ports=ports):
+        slow = of(bundle, loading=5)
+        with serving(Kind.MLSERVER, slow, tmp_path / "second", ports=ports):
             while len(answers) < before + 3:
                 assert asking.is_alive()
                 time.sleep(0.05)
