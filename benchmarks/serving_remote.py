@@ -23,7 +23,7 @@ from sad_deploy.triton import TritonRequest, write_repository
 from sad_runtime import Batching, Classifier
 from sad_runtime.backends.server import Server
 from sad_runtime.bundle import Bundle
-from sad_runtime.choices import TritonDevice
+from sad_runtime.choices import TritonDevice, TritonInput
 from tests.support.tiny_bundle import linear_model, write_tiny_bundle
 from tests.support.triton_server import Address, serving, swapped
 
@@ -41,7 +41,9 @@ def of_tree(process: int) -> float:
 @contextlib.contextmanager
 def served(bundle: Path, work: Path) -> Iterator[Address]:
     work.mkdir()
-    write_repository(Bundle.open(bundle), TritonRequest(work / "written", device=TritonDevice.CPU))
+    for name, images in ((None, TritonInput.FLOAT), ("bytes", TritonInput.UINT8)):
+        request = TritonRequest(work / "written", name=name, device=TritonDevice.CPU, input=images)
+        write_repository(Bundle.open(bundle), request)
     with serving(swapped(work / "written", work / "served"), work) as address:
         yield address
 
@@ -91,7 +93,7 @@ def latency(classifier: Classifier, files: Sequence[bytes], rate: float, seconds
 
 
 def remote(folder: Path, rounds: int, seconds: float) -> dict[str, Any]:
-    """A linear network of small images, all overhead, and a resnet18 of photographs."""
+    """A linear network, all overhead, of small images and of photographs, and a resnet18 of photographs."""
     photos = photographs(folder / "remote-photos", 64)
     networks = {
         "linear, 8×8": (
@@ -109,6 +111,7 @@ def remote(folder: Path, rounds: int, seconds: float) -> dict[str, Any]:
                 "local": {"backend": "cpu"},
                 "grpc": {"server": Server(f"grpc://{address.grpc}")},
                 "http": {"server": Server(f"http://{address.http}")},
+                "grpc, bytes": {"server": Server(f"grpc://{address.grpc}", "bytes")},
             }
             options = Batching(max_batch=BATCH)
             classifiers = {

@@ -188,7 +188,7 @@ class ServerBackend:
             try:
                 return self._once(question)
             except NotAvailableError as error:
-                self._local.connection = None  # one that broke is made anew
+                self._drop()
                 left = end - time.monotonic()
                 if left <= 0:
                     raise UnavailableError(
@@ -219,6 +219,14 @@ class ServerBackend:
             with self._lock:
                 self._connections.append(found)
         return found
+
+    def _drop(self) -> None:
+        """This thread's connection may be broken: the next question makes another."""
+        with self._lock:
+            dropped, self._local.connection = self._local.connection, None
+            if dropped in self._connections:  # not so once closed
+                self._connections.remove(dropped)
+                dropped.close()
 
     def close(self) -> None:
         """End all connections. May be called twice."""
