@@ -39,14 +39,19 @@ $(VENV)/trt-bindings: tests/enterprise_bindings.txt | $(BIN)/python
 $(VENV)/triton: tests/triton_server.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --no-deps --target $@ --requirement $< && touch $@ || rm -rf $@
 
+$(VENV)/inference-servers: tests/inference_servers.txt | $(BIN)/python
+	$(PYTHON) -m venv $@ && $@/bin/python -m pip install --quiet --requirement $< && touch $@ || rm -rf $@
+
 demo: $(VENV)/.demo
 	PATH="$(abspath $(BIN)):$$PATH" sh examples/demo.sh
 
 demo-at: $(VENV)/.demo
 	PATH="$(abspath $(BIN)):$$PATH" sh examples/demo_adversarial.sh
 
-test: $(VENV)/.dev $(VENV)/trt-bindings $(VENV)/triton
-	SAD_DEPLOY_TRT_BINDINGS="$(abspath $(VENV)/trt-bindings)" SAD_DEPLOY_TRITON="$(abspath $(VENV)/triton)" $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+test: $(VENV)/.dev $(VENV)/trt-bindings $(VENV)/triton $(VENV)/inference-servers
+	SAD_DEPLOY_TRT_BINDINGS="$(abspath $(VENV)/trt-bindings)" SAD_DEPLOY_TRITON="$(abspath $(VENV)/triton)" \
+		SAD_DEPLOY_INFERENCE_SERVERS="$(abspath $(VENV)/inference-servers)" \
+		$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check

@@ -1,11 +1,14 @@
 """What a service costs beside the local loop: throughput, latency at half load, twice the load it can bear.
 
-    python benchmarks/serving.py [--images 64] [--rounds 3] [--seconds 30] [--backend cpu]
+    python benchmarks/serving.py [--images 64] [--rounds 3] [--seconds 30] [--overload 600]
+        [--only example server]
 
 The local loop is `Classifier.stream` at batch 16, as `infer` runs; against it are `Classifier.submit` in the
 same process, and examples/serve_fastapi.py as a process of its own with clients on loopback. The three take
 turns, and ratios are of the medians; on a shared machine, trust those of CPU. A resnet18 with random weights
-and 500×375 JPEGs, as in pipeline.py.
+and 500×375 JPEGs, as in pipeline.py. Under twice the load the process's memory is read all along, beside its
+own counts of images: what it accepted should be what was answered with 200. The part `server` is in
+serving_remote.py.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +35,7 @@ from typing import Any
 import numpy as np
 from measuring import machine, write_results
 from pipeline import photographs, resnet18_bundle
+from serving_remote import remote
 
 from sad_runtime import Batching, Classifier
 
@@ -38,7 +43,8 @@ BATCH = 16
 CLIENTS = 32
 WAITING = 64
 SERVE = Path(__file__).parents[1] / "examples" / "serve_fastapi.py"
-TARGETS = {"http_against_local": 0.8}
+TARGETS = {"http_against_local": 0.8, "server_against_local": 0.8}
+PARTS = ("example", "server")
 
 
 class Server:
@@ -61,6 +67,14 @@ class Server:
         """User and system time of the process so far."""
         fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def counts(self) -> dict[str, int]:
+        """Images accepted and what became of them, by the process's own count."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self._port}/metrics", timeout=600) as answer:
+            text = answer.read().decode()
+        found = dict(re.findall(r'sad_images_total\{result="(\w+)"\} (\d+)', text))
+        found["waiting"] = re.findall(r"sad_images_waiting (\d+)", text)[0]
+        return {name: int(count) for name, count in found.items()}
 
     def megabytes(self, peak: bool = False) -> float:
         status = Path(f"/proc/{self.process.pid}/status").read_text()
@@ -129,24 +143,44 @@ def under_load(server: Server, files: Sequence[bytes], rate: float, duration: fl
     """Arrivals at random, so many a second, whoever is still waiting; latency from when each was due."""
     rng = np.random.default_rng(0)
     due = np.cumsum(rng.exponential(1 / rate, int(rate * duration)))
-    before, began = server.megabytes(), time.perf_counter()
+    before, counts, began = server.megabytes(), server.counts(), time.perf_counter()
+    ended = threading.Event()
+    memory: list[float] = []
+
+    def watch() -> None:
+        while not ended.wait(max(duration / 20, 1)):
+            memory.append(server.megabytes())
 
     def ask(number: int) -> tuple[int, float]:
         at = began + due[number]
         time.sleep(max(at - time.perf_counter(), 0))
         return server.classify(files[number % len(files)]), time.perf_counter() - at
 
+    watching = threading.Thread(target=watch)
+    watching.start()
     with ThreadPoolExecutor(min(len(due), 400)) as clients:
         asked = list(clients.map(ask, range(len(due))))
+    taken = time.perf_counter() - began
+    ended.set()
+    watching.join()
     latencies = [1000 * latency for status, latency in asked if status == 200]
+    refusals = [1000 * latency for status, latency in asked if status == 503]
     return {
+        "seconds": taken,
         "requests": len(asked),
         "requests_a_second": rate,
         "statuses": dict(sorted(Counter(status for status, _ in asked).items())),
-        "answered_a_second": len(latencies) / (time.perf_counter() - began),
+        "counted_by_the_server": {name: n - counts[name] for name, n in server.counts().items()},
+        "answered_a_second": len(latencies) / taken,
         "p50_ms": float(np.percentile(latencies, 50)),
         "p99_ms": float(np.percentile(latencies, 99)),
-        "megabytes": {"before": before, "after": server.megabytes(), "peak": server.megabytes(peak=True)},
+        "p99_ms_of_503": float(np.percentile(refusals, 99)) if refusals else None,
+        "megabytes": {
+            "before": before,
+            "meanwhile": memory,
+            "after": server.megabytes(),
+            "peak": server.megabytes(peak=True),
+        },
     }
 
 
@@ -172,31 +206,43 @@ def batches_at_once(classifier: Classifier, rounds: int) -> dict[str, float]:
     return found
 
 
+def example(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
+    """examples/serve_fastapi.py and `submit` beside the local loop."""
+    bundle = resnet18_bundle(folder / "resnet18")
+    files = [path.read_bytes() for path in photographs(folder / "photos", given.images)]
+    with (
+        Classifier.load(bundle, backend=given.backend, batching=Batching(max_batch=BATCH)) as classifier,
+        serving(bundle, given.backend, folder / "log") as server,
+    ):
+        results: dict[str, Any] = {"throughput": throughput(classifier, server, files, given.rounds)}
+        rate = results["throughput"]["images_a_second"]["http"]
+        results["half_load"] = under_load(server, files, rate / 2, given.seconds)
+        results["twice_the_load"] = under_load(server, files, 2 * rate, given.overload)
+        results["free_against_locked"] = batches_at_once(classifier, given.rounds)
+    return results
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=30, help="of half load, and of twice the load")
+    parser.add_argument("--seconds", type=float, default=30, help="of half load")
+    parser.add_argument("--overload", type=float, default=30, help="seconds of twice the load")
     parser.add_argument("--backend", default="cpu")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     given = parser.parse_args()
-    results: dict[str, Any] = {"machine": machine(), "targets": TARGETS, "backend": given.backend}
+    path = Path(__file__).parent / "results" / "serving.json"
+    results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    results |= {"machine": machine(), "targets": TARGETS, "backend": given.backend}
     with tempfile.TemporaryDirectory() as name:
-        bundle = resnet18_bundle(Path(name) / "resnet18")
-        files = [path.read_bytes() for path in photographs(Path(name) / "photos", given.images)]
-        options = Batching(max_batch=BATCH)
-        with (
-            Classifier.load(bundle, backend=given.backend, batching=options) as classifier,
-            serving(bundle, given.backend, Path(name) / "log") as server,
-        ):
-            results["throughput"] = throughput(classifier, server, files, given.rounds)
-            rate = results["throughput"]["images_a_second"]["http"]
-            results["half_load"] = under_load(server, files, rate / 2, given.seconds)
-            results["twice_the_load"] = under_load(server, files, 2 * rate, given.seconds)
-            results["free_against_locked"] = batches_at_once(classifier, given.rounds)
+        if "example" in given.only:
+            results |= example(Path(name), given)
+        if "server" in given.only:
+            results["server"] = remote(Path(name), given.rounds, given.seconds)
     print(json.dumps({name: value for name, value in results.items() if name != "machine"}, indent=2))
-    write_results(Path(__file__).parent / "results" / "serving.json", results)
+    write_results(path, results)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from .backends.protocol import LOGITS, PLAIN_LOGITS
 from .devices import available_cores
-from .errors import BackendError, ImageError, QueueFullError, UserError
+from .errors import BackendError, ImageError, QueueFullError, UnavailableError, UserError
 from .given import GivenImage, as_item, load_item
 from .images import MAX_PIXELS
 from .pipeline import Model
@@ -191,7 +191,7 @@ class Batcher:
             return [ready.popleft() for _ in range(min(most, len(ready)))]
 
     def _classify(self, entries: Sequence[_Entry]) -> list[Row | BaseException]:
-        """A row or an error each. Where a batch fails, its images are tried alone."""
+        """A row or an error each. Where a batch fails, its images are tried alone, unless nobody is there."""
         outputs = [LOGITS]
         if PLAIN_LOGITS in self._model.backend.output_names:
             outputs.append(PLAIN_LOGITS)
@@ -208,8 +208,8 @@ class Batcher:
                 logits=self._options.logits,
             )
         except (BackendError, MemoryError) as error:
-            if len(entries) == 1:
-                return [error]
+            if len(entries) == 1 or isinstance(error, UnavailableError):
+                return [error] * len(entries)
             return [outcome for entry in entries for outcome in self._classify([entry])]
         except Exception as error:  # a bug: whoever asked has its traceback, and the thread lives on
             return [error] * len(entries)

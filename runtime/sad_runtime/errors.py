@@ -51,6 +51,10 @@ class BackendError(UserError):
     """A requested backend cannot run here; nothing falls back silently."""
 
 
+class UnavailableError(BackendError):
+    """What runs the model is not there, for one image as for many."""
+
+
 class QueueFullError(UserError):
     """As many images are accepted and not yet answered as there may be; a service says "busy" (HTTP 503).
 

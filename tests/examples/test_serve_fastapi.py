@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import json
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -173,3 +174,112 @@ def test_the_end_answers_what_is_open(bundle: Path, tmp_path: Path) -> None:
         assert server.ask("GET", "/readyz")[0] == 503
         server.end()
         assert [one.result()[0] for one in asked] == [200] * len(FILES)
+
+
+def test_nothing_that_a_client_names_is_opened(bundle: Path, tmp_path: Path) -> None:
+    """The named file is an image that could be answered: opened, it would be 200."""
+    picture = tmp_path / "picture.png"
+    picture.write_bytes(FILES[0])
+    (tmp_path / "list.txt").write_text(f"{picture}\n")
+    form = f'--x\r\nContent-Disposition: form-data; name="image"; filename="{picture}"\r\n\r\n\r\n--x--\r\n'
+    with serving(bundle, tmp_path) as server:
+        for body in (
+            picture,
+            picture.as_uri(),
+            f"@{tmp_path}/list.txt",
+            json.dumps({"path": str(picture)}),
+            form,
+        ):
+            status, answer = server.classify(str(body).encode())
+            assert (status, answer["error"]["code"]) == (422, "not-an-image"), body
+        status, answer, _ = server.ask("POST", f"/classify?path={picture}&image={picture}", b"")
+        assert (status, answer["error"]["code"]) == (422, "empty")
+        for path in (
+            f"/{picture}",
+            f"/../..{picture}",
+            "/classify/../manifest.json",
+            "/..%2f..%2fetc/passwd",
+        ):
+            assert server.ask("GET", path)[0] == 404, path
+        assert server.classify(picture.read_bytes())[0] == 200
+        server.end()
+
+
+def test_bodies_that_drip_or_never_end_are_408_and_take_no_memory(bundle: Path, tmp_path: Path) -> None:
+    with serving(bundle, tmp_path, "--max-bytes", 200_000, "--body-seconds", 1.5) as server:
+        assert server.classify(FILES[0])[0] == 200
+        before = resident(server)
+        drip = b"Content-Length: 100000\r\n\r\n", b"\x89", 0.05
+        flood = b"Transfer-Encoding: chunked\r\n\r\n", b"%x\r\n%s\r\n" % (1 << 16, bytes(1 << 16)), 0
+        for header, piece, pause in (drip, flood):
+            with socket.create_connection(("127.0.0.1", server.port), 30) as client:
+                client.sendall(b"POST /classify HTTP/1.1\r\nHost: x\r\n" + header)
+                began, answer = time.monotonic(), b""
+                while not answer and time.monotonic() - began < 20:
+                    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                        client.sendall(piece)
+                    time.sleep(pause)
+                    client.setblocking(False)
+                    with contextlib.suppress(BlockingIOError):
+                        answer = client.recv(100)
+                    client.setblocking(True)
+                assert answer.startswith(b"HTTP/1.1 408"), answer
+                assert time.monotonic() - began > 1
+        assert resident(server) - before < 64 << 20
+        assert server.classify(FILES[0])[0] == 200
+        server.end()
+
+
+def resident(server: Server) -> int:
+    """Bytes of memory."""
+    pages = Path(f"/proc/{server.process.pid}/statm").read_text().split()[1]
+    return int(pages) * resource.getpagesize()
+
+
+def test_what_is_no_request_is_refused_alone(bundle: Path, tmp_path: Path) -> None:
+    post = b"POST /classify HTTP/1.1\r\nHost: x\r\n"
+    with serving(bundle, tmp_path) as server:
+        for request in (
+            b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(100),  # TLS
+            post + b"Content-Length: -5\r\n\r\n",
+            post + b"Content-Length: ten\r\n\r\n",
+            post + b"Content-Length: 3\r\nContent-Length: 4\r\n\r\nabcd",
+            post + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
+        ):
+            with socket.create_connection(("127.0.0.1", server.port), 30) as client:
+                client.sendall(request)
+                assert client.recv(1000).startswith((b"HTTP/1.1 400", b"HTTP/1.1 408")), request
+        assert server.classify(FILES[0])[0] == 200
+        server.end()
+
+
+def test_more_requests_than_may_be_open_are_503_before_their_bodies(bundle: Path, tmp_path: Path) -> None:
+    head = b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n\x89PNG"
+    with serving(bundle, tmp_path, "--max-waiting", 3, "--body-seconds", 60) as server:
+        with contextlib.ExitStack() as open_ones:
+            for _ in range(6):
+                client = open_ones.enter_context(socket.create_connection(("127.0.0.1", server.port), 30))
+                client.sendall(head)
+            until = time.monotonic() + 10
+            while (status := server.classify(FILES[0])[0]) == 200 and time.monotonic() < until:
+                time.sleep(0.05)  # a server reads connections in its own time
+            assert status == 503
+        while server.classify(FILES[0])[0] == 503:
+            assert time.monotonic() < until + 10
+        server.end()
+
+
+def test_a_client_that_hangs_up_leaves_no_image_behind(bundle: Path, tmp_path: Path) -> None:
+    head = f"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Length: {len(FILES[0])}\r\n\r\n".encode()
+    with serving(bundle, tmp_path, "--max-waiting", 4) as server:
+        for _ in range(20):
+            with socket.create_connection(("127.0.0.1", server.port), 30) as client:
+                client.sendall(head + FILES[0])
+            while server.metrics()["sad_images_waiting"] >= 4:
+                time.sleep(0.01)
+        until = time.monotonic() + 20
+        while (metrics := server.metrics())["sad_images_waiting"]:
+            assert time.monotonic() < until
+        assert sum(n for name, n in metrics.items() if name.startswith("sad_images_total")) == 20
+        assert server.classify(FILES[0])[0] == 200
+        server.end()

@@ -15,30 +15,21 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from ..bundle import Bundle
 from ..choices import BackendChoice
-from ..errors import BackendError, BundleError, UserError
-from ..extras import require
+from ..errors import BackendError, BundleError, UnavailableError, UserError
 from .accept import found_by
 from .choose import OpenedBackend
+from .inference_client import ADDRESS, Client, Images, Input, NotAvailableError, RefusedError
 from .load import BackendOptions, Loaded, forms
-from .protocol import INPUT, LOGITS
+from .protocol import INPUT, LOGITS, SALIENCY
 
-Images = npt.NDArray[Any]
-
-_SCHEMES = {"grpc": "tritonclient.grpc", "http": "tritonclient.http"}
-_ADDRESS = re.compile(r"(?P<scheme>grpc|http)://(?P<host>[^/\s]+:\d+)/?")
-_ONCE_MORE = frozenset(("408", "429", "502", "503", "504")) | {
-    f"StatusCode.{name}" for name in ("UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED")
-}
-"""Answers of a server that may be another one in a moment."""
-
-_NO_SUCH_CALL = frozenset(("404", "405", "501", "StatusCode.UNIMPLEMENTED"))
+T = TypeVar("T")
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 _PIECE = 16
@@ -64,7 +55,7 @@ class Server:
     concurrency: int = 4
 
     def __post_init__(self) -> None:
-        if not _ADDRESS.fullmatch(self.url):
+        if not ADDRESS.fullmatch(self.url):
             raise UserError(
                 f"{self.url!r} is no address of a server", hint="grpc://HOST:8001 or http://HOST:8000"
             )
@@ -77,55 +68,8 @@ def model_name(bundle: Bundle) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "_", bundle.root.resolve().name).lstrip("._-") or "model"
 
 
-class _NotAvailableError(Exception):
-    """Ask again."""
-
-
-class _Client:
-    """A connection by gRPC or HTTP, in ``tritonclient``'s words, which are nearly the same for both."""
-
-    def __init__(self, server: Server) -> None:
-        found = _ADDRESS.fullmatch(server.url)
-        assert found is not None
-        self._module = require(_SCHEMES[found["scheme"]], extra="server", need="--server")
-        self._is_grpc = found["scheme"] == "grpc"
-        times = () if self._is_grpc else ("connection_timeout", "network_timeout")
-        self._timed = {"client_timeout": server.timeout} if self._is_grpc else {}
-        self._client = self._module.InferenceServerClient(
-            found["host"], **dict.fromkeys(times, server.timeout)
-        )
-        self._json = {"as_json": True} if self._is_grpc else {}
-
-    def described(self, model: str) -> Mapping[str, Any]:
-        found: Mapping[str, Any] = self._client.get_model_metadata(model, **self._json, **self._timed)
-        return found
-
-    def largest_batch(self, model: str) -> int | None:
-        """Triton says it; others may not have that call."""
-        from tritonclient.utils import InferenceServerException
-
-        try:
-            found = self._client.get_model_config(model, **self._json, **self._timed)
-        except InferenceServerException as error:
-            if error.status() not in _NO_SUCH_CALL:
-                raise
-            return None
-        size = int(found.get("config", found).get("max_batch_size", 0))
-        return size or None
-
-    def server(self) -> str:
-        found = self._client.get_server_metadata(**self._json, **self._timed)
-        return f"{found.get('name', 'server')} {found.get('version', '')}".strip()
-
-    def infer(self, model: str, images: Images, kind: str, outputs: Sequence[str]) -> dict[str, Images]:
-        given = self._module.InferInput(INPUT, list(images.shape), kind)
-        given.set_data_from_numpy(images)
-        asked = [self._module.InferRequestedOutput(name) for name in outputs]
-        answer = self._client.infer(model, [given], outputs=asked, **self._timed)
-        return {name: answer.as_numpy(name) for name in outputs}
-
-    def close(self) -> None:
-        self._client.close()
+class _RefusedByServerError(BackendError):
+    """It answered that it will not."""
 
 
 class ServerBackend:
@@ -134,113 +78,155 @@ class ServerBackend:
     Args:
         server: Where it is.
         model: Its name there.
+        shape: (C, H, W) of the images that it should take; believed where the server says nothing of them.
 
     Raises:
         BackendError: The server does not answer, lacks the model, or has one of another form.
+        BundleError: It takes other images.
     """
 
     name = "server"
 
-    def __init__(self, server: Server, model: str) -> None:
-        self._server, self._model = server, model
+    def __init__(self, server: Server, model: str, shape: tuple[int, int, int]) -> None:
+        self._server, self._model, self.input_shape = server, model, shape
         self._local = threading.local()
-        self._connections: list[_Client] = []
+        self._connections: list[Client] = []
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(server.concurrency)
+        self._patience = min(server.patience, _LONGEST_PAUSE)
+        self._begun = False
         try:
-            start = dataclasses.replace(server, patience=min(server.patience, _LONGEST_PAUSE))
-            described = self._ask(lambda client: client.described(model), start)
-            self.runs_on = (
-                f"{self._ask(lambda client: client.server(), start)} at {server.url}, model {model}"
-            )
-            self.max_batch = self._ask(lambda client: client.largest_batch(model), start)
-            self._kind, self.input_shape = self._image_of(described)
-            self.output_names = tuple(str(each["name"]) for each in described["outputs"])
+            self._begin()
         except BaseException:
             self.close()
             raise
+        self._patience, self._begun = server.patience, True
 
-    def _image_of(self, described: Mapping[str, Any]) -> tuple[str, tuple[int, int, int]]:
-        """Element type and (C, H, W) of the input."""
-        inputs = described["inputs"]
-        sizes = [int(n) for n in inputs[0]["shape"]] if len(inputs) == 1 else []
-        if len(sizes) == 4 and inputs[0]["name"] == INPUT and inputs[0]["datatype"] in ("FP32", "UINT8"):
-            first, second, third = sizes[1:]
-            if inputs[0]["datatype"] == "UINT8":
-                return "UINT8", (third, first, second)
-            return "FP32", (first, second, third)
-        found = ", ".join(f"{each['name']} {each['datatype']} {list(each['shape'])}" for each in inputs)
-        raise BackendError(
-            f"{self._model} at {self._server.url} takes {found}, not one batch of images called {INPUT!r}",
-            hint="sad-deploy export --triton writes a model that does; --server-model names another",
-        )
+    def _begin(self) -> None:
+        """Ask the server what it is, and where it does not say, try."""
+        described = self._ask(lambda client: client.described(self._model))
+        name, takes_bytes = self._ask(lambda client: client.server())
+        self.runs_on = f"{name} at {self._server.url}, model {self._model}"
+        self.max_batch = self._ask(lambda client: client.largest_batch(self._model))
+        self._size = self.max_batch or _PIECE
+        self._input = self._input_of(described.get("inputs") or ())
+        self.output_names = tuple(str(each["name"]) for each in described.get("outputs") or ())
+        if not (self.output_names and takes_bytes):
+            self.output_names = self._tried()
+
+    def _input_of(self, inputs: Sequence[Mapping[str, Any]]) -> Input:
+        """What the server takes; sizes that it leaves open, or does not say, are those of the bundle."""
+        if not inputs:
+            return Input(INPUT, "FP32")
+        kind = inputs[0]["datatype"]
+        sizes = [int(n) for n in inputs[0].get("shape", ())]
+        if len(inputs) != 1 or len(sizes) != 4 or kind not in ("FP32", "UINT8"):
+            found = (f"{each['name']} {each['datatype']} {list(each['shape'])}" for each in inputs)
+            raise BackendError(
+                f"{self._model} at {self._server.url} takes {', '.join(found)}, not one batch of images",
+                hint="sad-deploy export --triton writes a model that does; --server-model names another",
+            )
+        if kind == "UINT8":
+            sizes = [sizes[0], sizes[3], sizes[1], sizes[2]]
+        if any(said not in (-1, here) for said, here in zip(sizes[1:], self.input_shape, strict=True)):
+            raise BundleError(
+                f"{self.runs_on} takes images of {tuple(sizes[1:])}, the bundle says {self.input_shape}"
+            )
+        return Input(str(inputs[0]["name"]), kind)
+
+    def _tried(self) -> tuple[str, ...]:
+        """The outputs of a black image, sent as bytes if the server takes them so, else as JSON's numbers."""
+        black = self._sent(np.zeros((1, *self.input_shape), np.float32))
+        try:
+            found = self._ask(lambda client: client.infer(self._model, self._input, black, ()))
+        except BackendError:
+            self._input = dataclasses.replace(self._input, as_bytes=False)
+            found = self._ask(lambda client: client.infer(self._model, self._input, black, ()))
+        return tuple(found)
+
+    def _sent(self, images: npt.NDArray[np.float32]) -> Images:
+        if self._input.kind == "FP32":
+            return images
+        return np.ascontiguousarray(np.rint(images * 255).astype(np.uint8).transpose(0, 2, 3, 1))
 
     def run(
         self, images: npt.NDArray[np.float32], outputs: Sequence[str]
     ) -> dict[str, npt.NDArray[np.float32]]:
         """Run a batch as requests of the size that the server takes, some at once; see the protocol."""
-        given: Images = images
-        if self._kind == "UINT8":
-            given = np.ascontiguousarray(np.rint(images * 255).astype(np.uint8).transpose(0, 2, 3, 1))
-        size = self.max_batch or _PIECE
+        given, size = self._sent(images), self._size
         pieces = [given[i : i + size] for i in range(0, len(given), size)]
         parts = list(self._pool.map(lambda piece: self._answer(piece, outputs), pieces))
         return {name: np.concatenate([part[name] for part in parts]) for name in outputs}
 
     def _answer(self, piece: Images, outputs: Sequence[str]) -> dict[str, Images]:
-        found: dict[str, Images] = self._ask(
-            lambda client: client.infer(self._model, piece, self._kind, outputs), self._server
-        )
-        for name, values in found.items():
-            if values is None or len(values) != len(piece):
+        """A request's outputs. What is refused is asked in halves: servers limit their batches."""
+        try:
+            found = self._ask(lambda client: client.infer(self._model, self._input, piece, outputs))
+        except _RefusedByServerError:
+            if len(piece) == 1:
+                raise
+            half = (len(piece) + 1) // 2
+            parts = [self._answer(part, outputs) for part in (piece[:half], piece[half:])]
+            with self._lock:
+                self._size = self.max_batch = min(self._size, half)
+            return {name: np.concatenate([part[name] for part in parts]) for name in outputs}
+        for name in outputs:
+            if name not in found:
                 raise BackendError(f"{self._model} at {self._server.url} answered without {name}")
+            shape = found[name].shape
+            wanted = self.input_shape if name == SALIENCY else shape[1:2]
+            if shape != (len(piece), *wanted) or not wanted:
+                raise BackendError(
+                    f"{self._model} at {self._server.url} answered {name} of {shape} to {len(piece)} images"
+                )
         return found
 
-    def _ask(self, question: Callable[[_Client], Any], server: Server) -> Any:
+    def _ask(self, question: Callable[[Client], T]) -> T:
         """An answer, however often it takes to ask within the server's patience."""
-        end, pause = time.monotonic() + server.patience, _FIRST_PAUSE
+        end, pause = time.monotonic() + self._patience, _FIRST_PAUSE
         while True:
             try:
                 return self._once(question)
-            except _NotAvailableError as error:
+            except NotAvailableError as error:
+                self._drop()
                 left = end - time.monotonic()
                 if left <= 0:
-                    raise BackendError(
-                        f"{server.url} has not answered for {server.patience:g} s: {error}",
+                    raise UnavailableError(
+                        f"{self._server.url} has not answered for {self._patience:g} s: {error}",
                         hint="rows that are finished are kept: --resume goes on when it is there again",
                     ) from None
                 time.sleep(min(left, pause * random.uniform(0.5, 1)))
                 pause = min(2 * pause, _LONGEST_PAUSE)
 
-    def _once(self, question: Callable[[_Client], Any]) -> Any:
-        from tritonclient.utils import InferenceServerException
-
+    def _once(self, question: Callable[[Client], T]) -> T:
+        """An answer. A server that still loads refuses like one that lacks the model: it is asked which."""
+        client = self._connection()
         try:
-            return question(self._connection())
-        except InferenceServerException as error:
-            said = " ".join(str(error.message() or error).split())[:200]
-            if error.status() in _ONCE_MORE or (error.status() is None and _is_about_connections(said)):
-                raise _NotAvailableError(said) from error
-            raise BackendError(
-                f"{self._server.url} refuses {self._model}: {said}",
+            return question(client)
+        except RefusedError as error:
+            if not client.is_ready(self._model if self._begun else None):
+                raise NotAvailableError(str(error)) from error
+            raise _RefusedByServerError(
+                f"{self._server.url} refuses {self._model}: {error}",
                 hint="--server-model names the model; sad-deploy export --triton writes it",
             ) from error
-        except (OSError, EOFError) as error:  # of HTTP: refused, reset, timed out, cut off
-            self._drop()
-            raise _NotAvailableError(" ".join(str(error).split()) or type(error).__name__) from error
 
-    def _connection(self) -> _Client:
+    def _connection(self) -> Client:
         """This thread's own: HTTP connections are for one thread."""
-        found: _Client | None = getattr(self._local, "connection", None)
+        found: Client | None = getattr(self._local, "connection", None)
         if found is None:
-            found = self._local.connection = _Client(self._server)
+            found = self._local.connection = Client(self._server.url, self._server.timeout)
             with self._lock:
                 self._connections.append(found)
         return found
 
     def _drop(self) -> None:
-        """A connection that broke is made anew."""
-        self._local.connection = None
+        """This thread's connection may be broken: the next question makes another."""
+        with self._lock:
+            dropped, self._local.connection = self._local.connection, None
+            if dropped in self._connections:  # not so once closed
+                self._connections.remove(dropped)
+                dropped.close()
 
     def close(self) -> None:
         """End all connections. May be called twice."""
@@ -258,10 +244,6 @@ class ServerBackend:
         self.close()
 
 
-def _is_about_connections(said: str) -> bool:
-    return any(word in said.lower() for word in ("timed out", "timeout", "connect", "closed"))
-
-
 def open_server(bundle: Bundle, server: Server, options: BackendOptions) -> OpenedBackend:
     """A bundle's model on a server, compared with the bundle's references at every start.
 
@@ -277,13 +259,9 @@ def open_server(bundle: Bundle, server: Server, options: BackendOptions) -> Open
     """
     if bundle.plain is not None:
         raise UserError("--server is for defended bundles", hint="leave out --plain")
-    backend = ServerBackend(server, server.model or model_name(bundle))
+    shape = bundle.manifest.preprocessing.shape
+    backend = ServerBackend(server, server.model or model_name(bundle), shape)
     try:
-        expected = bundle.manifest.preprocessing.shape
-        if backend.input_shape != expected:
-            raise BundleError(
-                f"{backend.runs_on} takes images of {backend.input_shape}, the bundle says {expected}"
-            )
         if LOGITS not in backend.output_names:
             raise BundleError(
                 f"{backend.runs_on} has no output {LOGITS!r}: {', '.join(backend.output_names)}"

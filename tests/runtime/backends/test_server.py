@@ -23,7 +23,7 @@ from sad_runtime.choices import TritonInput
 from sad_runtime.errors import BackendError, UserError
 from tests.support.command_line import exit_code
 from tests.support.tiny_bundle import linear_model, write_tiny_bundle
-from tests.support.triton_server import Address, serving, swapped, why_missing
+from tests.support.triton_server import Address, free_ports, serving, swapped, why_missing
 
 on_triton = pytest.mark.skipif(why_missing() is not None, reason=str(why_missing()))
 IMAGES = np.random.default_rng(0).random((37, 3, 8, 8), dtype=np.float32)
@@ -113,7 +113,7 @@ def test_a_server_that_comes_back_in_mid_run_costs_no_row(
     """Ended while it is asked, started again on the same port."""
     work = tmp_path / "work"
     work.mkdir()
-    ports = free_ports()
+    ports = free_ports(2)
     with serving(folder / "served", work, ports=ports) as address:
         server = Server(f"grpc://{address.grpc}", patience=120)
         with Classifier.load(bundle, server=server) as there:
@@ -205,11 +205,3 @@ def test_what_makes_no_sense_is_one_line(
     shutil.copytree(bundle.root, "sad-model")
     assert exit_code(monkeypatch, "infer", str(photos(tmp_path / "photos", 1)), *words) == 2
     assert message in capsys.readouterr().err
-
-
-def free_ports(count: int = 2) -> tuple[int, ...]:
-    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = tuple(each.getsockname()[1] for each in held)
-    for each in held:
-        each.close()
-    return ports
