@@ -18,12 +18,10 @@ import time
 from pathlib import Path
 
 import numpy as np
+from kills import LONGEST, sad_deploy
 from measuring import machine, write_results
 
 from sad_deploy.kept_state import state_file
-
-LONGEST = 300
-"""Seconds after which a call is killed whatever it has done."""
 
 
 def main() -> None:
@@ -54,8 +52,7 @@ def main() -> None:
 
 
 def calibrate(out: Path, *words: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "sad_deploy", "--quiet", "calibrate", *words, "--out", str(out)]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    return sad_deploy("calibrate", *words, "--out", out)
 
 
 def killed(out: Path, words: tuple[str, ...], kills: int, rng: np.random.Generator) -> None:

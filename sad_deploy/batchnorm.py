@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
 from sad_runtime.errors import UserError
 
-_SHOWN = 5
+from .shorten import shorten
 
 Layers = Mapping[str, BatchNorm]
 """BatchNorm1d, 2d, 3d and SyncBatchNorm modules by their name in the model."""
@@ -55,12 +55,6 @@ def batchnorm_layers(model: nn.Module) -> dict[str, BatchNorm]:
             hint="build the model with track_running_stats=True",
         )
     return layers
-
-
-def shorten(names: list[str]) -> str:
-    """The first few names, and how many more there are."""
-    more = len(names) - _SHOWN
-    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def read_statistics(layers: Layers) -> dict[str, Statistics]:

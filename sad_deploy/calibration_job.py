@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from .classifier import SADClassifier, standardized
 from .data import CalibrationData, ImageSet, every_batch, training_batches
 from .eta import SCOUTING, EtaChoice, choose_eta
 from .eta_grid import defended
-from .kept_state import FileKeeper, Keeper, identity_of, warn
+from .kept_state import FileKeeper, Keeper, identity_of
 from .label_order import check_label_order
 from .preparation import Preparation
 from .processes import ALONE, Processes
@@ -62,7 +63,6 @@ class Outcome:
         chose: Whether η was chosen on these very images.
         data: All images.
         seconds: What calibration took, its measuring of η included.
-        resumed: Batches that were done before an interruption.
     """
 
     calibration: Calibration
@@ -75,7 +75,6 @@ class Outcome:
     chose: bool
     data: CalibrationData
     seconds: float
-    resumed: int = 0
 
     @property
     def drop(self) -> float:
@@ -100,7 +99,7 @@ class Kept:
 
     file: Path
     resume: bool = False
-    notice: Callable[[str], None] = warn
+    notice: Callable[[str], None] = warnings.warn
 
 
 def run(
@@ -156,9 +155,7 @@ def run(
     split = "test" if own_test else "held-out" if data.validation is None else "validation"
     chose = choice is not None and data.test is None
     before, (first_pass, after), moved = _measured(preparation, calibration, images, report, processes)
-    return Outcome(
-        calibration, choice, before, first_pass, after, moved, split, chose, data, seconds, keeper.done
-    )
+    return Outcome(calibration, choice, before, first_pass, after, moved, split, chose, data, seconds)
 
 
 def _chosen(

@@ -43,11 +43,6 @@ State = Mapping[float, Share]
 """As :meth:`.sweep.CalibrationSweep.state` gives it."""
 
 
-def warn(message: str) -> None:
-    """A warning of Python's."""
-    warnings.warn(message, stacklevel=2)
-
-
 class Keeper:
     """Keeps nothing: of a calibration that begins at the beginning.
 
@@ -101,7 +96,7 @@ class FileKeeper(Keeper):
         processes: Processes,
         *,
         resume: bool,
-        notice: Callable[[str], None] = warn,
+        notice: Callable[[str], None] = warnings.warn,
     ) -> None:
         super().__init__(processes)
         self._path, self._identity, self._notice, self._is_kept = path, dict(identity), notice, True
@@ -213,16 +208,14 @@ def identity_of(
 def _read(path: Path, identity: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
     """What a file says and holds; None if there is none."""
     try:
-        content = path.read_bytes()
+        with safetensors.safe_open(path, "pt") as opened:
+            said = json.loads(opened.metadata()[_KEY])
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 -- no mapping
+        before = said["identity"]
     except FileNotFoundError:
         return None
     except OSError as error:
         raise UserError(f"cannot read {path}: {reason_of(error)}") from error
-    try:
-        tensors = safetensors.torch.load(content)
-        with safetensors.safe_open(path, "pt") as opened:
-            said = json.loads(opened.metadata()[_KEY])
-        before = said["identity"]
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path} is not the state of a calibration", hint="--overwrite begins anew"

@@ -17,7 +17,7 @@ from sad_runtime.class_names import read_class_names
 from sad_runtime.errors import UserError
 from sad_runtime.manifest import MANIFEST_NAME, InputSpace, ModelSource, Preprocessing
 
-from .batchnorm import batchnorm_layers, recording_use, shorten
+from .batchnorm import batchnorm_layers, recording_use
 from .calibrated import check_rebuilds, load_base
 from .checkpoints import Checkpoint, load_weights, read_checkpoint
 from .classifier import standardized
@@ -36,6 +36,7 @@ from .probabilities import refuse_probabilities, trial_images
 from .processes import local_rank
 from .recipe import BATCHES, DEFAULT_MODEL, EMBEDDED, Recipe
 from .saliency import differentiable, evaluating, logits_of
+from .shorten import shorten
 
 _SAME = (
     "the data's classes must be those the network was trained on; --classes FILE names them all "

@@ -23,13 +23,13 @@ from .batchnorm import (
     batchnorm_layers,
     read_statistics,
     relative_shift,
-    shorten,
     update_statistics,
     write_statistics,
 )
 from .classifier import Clip, add_saliency, check_clip, check_eta
 from .processes import ALONE, Processes
 from .running_statistics import Convergence, RunningStatistics, Share
+from .shorten import shorten
 
 if TYPE_CHECKING:
     from sad_runtime.bundle import Bundle

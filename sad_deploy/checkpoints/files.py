@@ -26,6 +26,8 @@ import torch
 
 from sad_runtime.errors import UserError
 
+from ..shorten import shorten
+
 _PLAIN: list[Any] = [
     argparse.Namespace,
     pathlib.PosixPath,
@@ -194,7 +196,7 @@ def _holds_code(path: Path, error: Exception) -> UserError:
     unknown = [name for name in names if name.startswith("torch.") and not _exists(name)]
     if unknown:
         return _of_newer_torch(path, f" ({', '.join(unknown[:_SHOWN])})")
-    shown = ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+    shown = shorten(names, _SHOWN)
     load = f"torch.load({path.name!r}, map_location='cpu', weights_only=False)"
     if _is_whole_model(path):
         return UserError(

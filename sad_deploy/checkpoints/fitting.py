@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sad_runtime.errors import UserError
 
+from ..shorten import shorten
 from .contents import NESTED, below
 
 _WRAPPERS = ("module.", "_orig_mod.")
@@ -98,7 +99,7 @@ def _part(
     fitting = [prefix for prefix in misfits if misfits[prefix] == min(misfits.values())]
     taken, *others = sorted(fitting, key=lambda prefix: prefix.removesuffix(".") not in NESTED)
     rest = [name for name in state if not name.startswith(tuple(fitting))]
-    left_out = f"; left out: {_shortened(rest)}" if rest else ""
+    left_out = f"; left out: {shorten(rest, _SHOWN)}" if rest else ""
     notes = [f"the weights of {source} whose names begin with {taken_off}{taken} were taken{left_out}"]
     if others:
         keys = " or ".join(f"--weights-key {prefix.removesuffix('.')}" for prefix in others)
@@ -162,7 +163,7 @@ def _without_ignored(
     if unused:
         raise UserError(
             f"--ignore-keys {','.join(unused)}: no name in {source} is like that",
-            hint=f"its names are {_shortened(list(state))}; * stands for anything",
+            hint=f"its names are {shorten(list(state), _SHOWN)}; * stands for anything",
         )
     left = {
         name
@@ -171,7 +172,7 @@ def _without_ignored(
         if pattern in patterns or (name not in expected and state[name].numel() == 1)
     }
     kept = {name: value for name, value in state.items() if name not in left}
-    return kept, ((f"left out of {source}: {_shortened(sorted(left))}",) if left else ())
+    return kept, ((f"left out of {source}: {shorten(sorted(left), _SHOWN)}",) if left else ())
 
 
 def _problems(
@@ -245,9 +246,4 @@ def _other_class_count(
 
 
 def _listed(what: str, names: list[str]) -> str:
-    return f"{len(names)} {what}: {_shortened(names)}" if names else ""
-
-
-def _shortened(names: list[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
+    return f"{len(names)} {what}: {shorten(names, _SHOWN)}" if names else ""

@@ -10,12 +10,12 @@ import numpy as np
 from sad_runtime.errors import UserError
 from sad_runtime.images import EXTENSIONS
 
+from ..shorten import shorten
 from .class_folders import ClassFolder, Contents, read_contents
 from .image_source import ImageSource
 from .items import FileItems
 from .label_column import NO_LABEL, LabelColumn
 
-_NAMED = 5
 _IN = "class folders in"
 
 
@@ -65,5 +65,4 @@ def _refuse_empty(path: Path, contents: Contents) -> None:
 
 
 def _names(folders: Sequence[ClassFolder]) -> str:
-    more = f" and {len(folders) - _NAMED} more" if len(folders) > _NAMED else ""
-    return ", ".join(folder.path.name for folder in folders[:_NAMED]) + more
+    return shorten([folder.path.name for folder in folders])

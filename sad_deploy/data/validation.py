@@ -8,11 +8,10 @@ from collections.abc import Sequence
 from sad_runtime.manifest import Preprocessing
 
 from ..progress import Decoded
+from ..shorten import shorten
 from .image_set import CalibrationData
 from .image_source import ImageSource
 from .source import DataSource
-
-_NAMED = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,10 +66,9 @@ class WithValidation:
         lacking = [name for name in self.training.present if name not in present]
         if not lacking:
             return ()
-        more = f" and {len(lacking) - _NAMED} more" if len(lacking) > _NAMED else ""
         return (
             f"{self.validation.name} has no image of {len(lacking)} of {len(self.training.present)} classes: "
-            f"{', '.join(lacking[:_NAMED])}{more}",
+            f"{shorten(lacking)}",
         )
 
     @property
